@@ -1,0 +1,157 @@
+"""Every check and every main job of the repository: `nox --list` names them.
+
+All sessions share one virtual environment (`.nox/shared`), because torch alone takes gigabytes. It is
+made on first use and brought up to date when a pyproject.toml or constraints.txt changes. Each
+package's tests run in a second, small environment that holds links to that package's declared
+requirements and nothing else, so that an undeclared import fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
+SHARED = ROOT / ".nox" / "shared"
+CHECKED = ["packages", "benchmarks", "integration_tests", "models", "noxfile.py"]
+TOOLS = ["pytest", "hypothesis", "ruff", "mypy", "hatchling", "editables", "setuptools", "wheel"]
+EXTRAS = {"bsgal-mask": "[u2net]", "bsgal-train": "[builtin]"}
+
+nox.options.sessions = ["lint", "types", "tests"]
+nox.needs_version = ">=2024.4.15"
+
+
+def _program(environment: Path, name: str) -> str:
+    folder, suffix = ("Scripts", ".exe") if os.name == "nt" else ("bin", "")
+    return str(environment / folder / f"{name}{suffix}")
+
+
+def _fingerprint() -> str:
+    """Hash everything that decides what the shared environment holds."""
+    digest = hashlib.sha256(sys.version.encode())
+    files = [ROOT / "noxfile.py", ROOT / "constraints.txt", *ROOT.glob("packages/*/pyproject.toml")]
+    for path in sorted(files):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def shared_python(session: nox.Session) -> str:
+    """Return the shared environment's interpreter, after making or updating the environment."""
+    python, stamp = _program(SHARED, "python"), SHARED / "bsgal-fingerprint"
+    fingerprint = _fingerprint()
+    if stamp.is_file() and stamp.read_text() == fingerprint:
+        return python
+    if not Path(python).exists():
+        session.run(sys.executable, "-m", "venv", str(SHARED), external=True)
+    pip = [python, "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
+    session.log("installing the shared environment (the first time: several minutes, about 7 GB)")
+    session.run(*pip, *TOOLS, external=True)
+    editable = [
+        part
+        for name in PACKAGES
+        for part in ("--editable", f"{ROOT / 'packages' / name}{EXTRAS.get(name, '')}")
+    ]
+    session.run(*pip, "--no-build-isolation", *editable, external=True)
+    session.run(_program(SHARED, "bsgal-train"), "setup-detectron2", external=True)
+    session.run(_program(SHARED, "bsgal-mask"), "install-u2netp", external=True)
+    stamp.write_text(fingerprint)
+    return python
+
+
+@nox.session(venv_backend="none", default=False)
+def demo(session: nox.Session) -> None:
+    """Run the whole loop on the built-in data: generate, cut, paste, score, train, report."""
+    arguments = session.posargs or ["--out", "runs/demo"]
+    shared_python(session)
+    session.run(_program(SHARED, "bsgal-train"), "demo", *arguments, external=True)
+
+
+@nox.session(venv_backend="none")
+@nox.parametrize("part", [*PACKAGES, "integration"], ids=[*PACKAGES, "integration"])
+def tests(session: nox.Session, part: str) -> None:
+    """Test each package among its declared requirements alone, then the packages together."""
+    python = shared_python(session)
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
+    if part == "integration":
+        session.run(
+            python, "-m", "pytest", "integration_tests", *session.posargs,
+            env=environment, external=True,
+        )  # fmt: skip
+        return
+    alone = ROOT / ".nox" / "alone" / part
+    package = str(ROOT / "packages" / part)
+    session.run(
+        python, str(ROOT / "integration_tests" / "alone_environment.py"), package, str(alone),
+        external=True,
+    )  # fmt: skip
+    session.run(
+        _program(alone, "python"), "-m", "pytest", f"--rootdir={ROOT}", f"{package}/tests",
+        *session.posargs, env=environment, external=True,
+    )  # fmt: skip
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """Check style and format; changes nothing."""
+    python = shared_python(session)
+    session.run(python, "-m", "ruff", "check", *CHECKED, external=True)
+    session.run(python, "-m", "ruff", "format", "--check", *CHECKED, external=True)
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """Check types, strictly."""
+    sources = [str(path.parent) for path in sorted(ROOT.glob("packages/*/src/*/__init__.py"))]
+    session.run(shared_python(session), "-m", "mypy", *sources, external=True)
+
+
+@nox.session(venv_backend="none", default=False)
+def gpu(session: nox.Session) -> None:
+    """Run the tests marked `gpu`; fails where none of them ran."""
+    command = [shared_python(session), "-m", "pytest", "-m", "gpu", "packages", *session.posargs]
+    session.run(*command, external=True)
+
+
+@nox.session(venv_backend="none", default=False)
+def bench(session: nox.Session) -> None:
+    """Run benchmarks by name or by the beginning of a name: `nox -s bench -- score_cache`."""
+    names = [argument for argument in session.posargs if not argument.startswith("-")]
+    options = [argument for argument in session.posargs if argument.startswith("-")]
+    known = sorted(path.stem.removeprefix("bench_") for path in ROOT.glob("benchmarks/bench_*.py"))
+    chosen = [name for name in known if any(name.startswith(wanted) for wanted in names)]
+    if not chosen:
+        session.error(f"name a benchmark after `--`; there are: {', '.join(known)}")
+    python = shared_python(session)
+    for name in chosen:
+        session.run(python, f"benchmarks/bench_{name}.py", *options, external=True)
+
+
+@nox.session(venv_backend="none", default=False)
+def build(session: nox.Session) -> None:
+    """Build the wheel of every package into dist/."""
+    python = shared_python(session)
+    for name in PACKAGES:
+        session.run(
+            python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+            "--wheel-dir", "dist", f"packages/{name}", external=True,
+        )  # fmt: skip
+
+
+@nox.session(venv_backend="none", default=False)
+def freeze(session: nox.Session) -> None:
+    """Write what the shared environment holds into constraints.txt."""
+    python = shared_python(session)
+    frozen = subprocess.run(
+        [python, "-m", "pip", "list", "--format=freeze", "--exclude-editable"],
+        check=True, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    ours = {*PACKAGES, "pb1-detectron2", "pip", "setuptools", "wheel"}
+    header = "# What the tests were last run with. Written by `nox -s freeze`.\n"
+    lines = [line for line in frozen if line.split("==")[0] not in ours]
+    (ROOT / "constraints.txt").write_text(header + "\n".join(lines) + "\n")
