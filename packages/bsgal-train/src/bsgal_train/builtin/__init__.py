@@ -1,0 +1,1 @@
+"""Provide the built-in long-tailed data set, made from installed packages only."""
