@@ -1,6 +1,6 @@
 """Every check and every main job of the repository: `nox --list` names them.
 
-All sessions share one virtual environment (`.nox/shared`), because torch alone takes gigabytes. It is
+All sessions share one virtual environment (`.nox/shared`): torch alone takes gigabytes. It is
 made on first use and brought up to date when a pyproject.toml or constraints.txt changes. Each
 package's tests run in a second, small environment that holds links to that package's declared
 requirements and nothing else, so that an undeclared import fails.

@@ -1,0 +1,85 @@
+"""What a report says: plain values, ready to be laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arm:
+    """One row of the result table: a way of training and what it reached."""
+
+    name: str
+    """What was trained, as a reader would say it."""
+    steps: int
+    """Training steps taken; 0 for a detector that was only evaluated."""
+    segm: Mapping[str, float]
+    """Mask AP, APr, APc, APf in [0, 100]; NaN where the data holds no such category."""
+    bbox: Mapping[str, float]
+    """The same for boxes."""
+    accepted_share: float | None = None
+    """Share of judged steps whose pasted images were trained on; None where nothing was judged."""
+    seconds_per_step: float | None = None
+    """Median seconds of one training step."""
+    cost_ratio: float | None = None
+    """`seconds_per_step` over that of the arm without generated data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedInstance:
+    """One generated instance and what was decided about it."""
+
+    instance_id: str
+    category: str
+    frequency: str
+    prompt: str
+    picture_png: bytes
+    contribution: float
+    """Mean contribution over the times it was judged."""
+    times_judged: int
+    times_accepted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgedStep:
+    """One verdict over time."""
+
+    step: int
+    contribution: float
+    threshold: float
+    accepted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTime:
+    """What a stage of the work took."""
+
+    title: str
+    seconds: float
+    peak_memory_gib: float
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """A line of the page's footing: a name and a value."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Everything on the page."""
+
+    title: str
+    summary: str
+    arms: Sequence[Arm]
+    verdict_note: str
+    """What one verdict covers (a batch, an image or an instance), in a sentence."""
+    best_accepted: Sequence[JudgedInstance] = ()
+    worst_rejected: Sequence[JudgedInstance] = ()
+    steps: Sequence[JudgedStep] = ()
+    stages: Sequence[StageTime] = ()
+    facts: Sequence[Fact] = field(default_factory=tuple)
