@@ -1,0 +1,352 @@
+"""Make ``import detectron2`` work: the only place that knows how detectron2 is installed.
+
+A build with compiled operators (detectron2's main branch, installed from its repository) is used
+as it is. The released v0.6, installed here without its C++ part, needs a few names that today's
+libraries have dropped; they exist only while detectron2 is being imported, so that no other
+library can mistake them for the real thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import types
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn
+
+from bsgal_train.errors import (
+    Detectron2MissingError,
+    Detectron2OperatorError,
+    Detectron2SetupError,
+)
+
+__all__ = ["ensure_detectron2", "install_detectron2"]
+
+logger = logging.getLogger(__name__)
+
+SETUP_COMMAND = "bsgal-train setup-detectron2"
+
+# The Python files of this source archive equal those of the official v0.6 release.
+SOURCE_ARCHIVE = "pb1-detectron2==0.6"
+SOURCE_ARCHIVE_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
+
+# What v0.6 imports. Its own requirement list also pins a formatter, so it is not used.
+RUNTIME_REQUIREMENTS = (
+    "fvcore>=0.1.5,<0.1.6",
+    "iopath>=0.1.7",
+    "omegaconf>=2.1",
+    "hydra-core>=1.1",
+    "yacs>=0.1.8",
+    "tabulate",
+    "cloudpickle",
+    "termcolor>=1.1",
+    "tensorboard",
+    "matplotlib",
+    "pycocotools>=2.0.7",
+    "tqdm>4.29",
+    "pydot",
+    "future",
+)
+
+# These modules take one of the stand-ins, or warn, while they are imported.
+_MODULES_IMPORTED_WITH_STAND_INS = (
+    "detectron2.data.transforms",
+    "detectron2.modeling",
+    "detectron2.model_zoo",
+)
+
+
+def ensure_detectron2() -> None:
+    """Make ``import detectron2`` and its submodules usable in this process.
+
+    Call it before the first import of detectron2. Calling it again costs nothing. Nothing inside
+    detectron2 is changed; a build that has its compiled operators gets no stand-in for them.
+
+    Raises:
+        Detectron2MissingError: If detectron2 is not installed.
+    """
+    if all(name in sys.modules for name in _MODULES_IMPORTED_WITH_STAND_INS):
+        return
+    spec = importlib.util.find_spec("detectron2")
+    # A folder called detectron2 without __init__.py (a clone next to the script) has no origin.
+    if spec is None or spec.origin is None:
+        raise Detectron2MissingError(
+            f"detectron2 is not installed in {sys.prefix}; run `{SETUP_COMMAND}`, or install "
+            "detectron2's main branch from its own repository"
+        )
+    with _known_warnings_silenced(), _dropped_names_restored():
+        detectron2: Any = importlib.import_module("detectron2")
+        if importlib.util.find_spec("detectron2._C") is None:
+            operators = _MissingOperators("detectron2._C")
+            sys.modules["detectron2._C"] = operators
+            detectron2._C = operators
+        for name in _MODULES_IMPORTED_WITH_STAND_INS:
+            importlib.import_module(name)
+
+
+class _MissingOperators(types.ModuleType):
+    """Stand in for the compiled module: its functions can be looked up, but not called."""
+
+    # importlib.util.find_spec reads it from modules that are already imported.
+    __spec__ = importlib.util.spec_from_loader("detectron2._C", loader=None)
+
+    def __getattr__(self, name: str) -> Callable[..., NoReturn]:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def missing_operator(*_args: Any, **_kwargs: Any) -> NoReturn:
+            raise Detectron2OperatorError(
+                f"detectron2's compiled operator {name!r} was called, but this detectron2 was "
+                "installed without its C++ part (deformable convolution and rotated boxes need "
+                "it); install detectron2's main branch from its repository with a compiler"
+            )
+
+        return missing_operator
+
+
+@contextmanager
+def _known_warnings_silenced() -> Iterator[None]:
+    """Silence the two warnings that detectron2 causes on current PyTorch, and no others."""
+    import torch
+
+    with warnings.catch_warnings():
+        # fvcore's losses and detectron2's box code are compiled at import.
+        warnings.filterwarnings("ignore", message=r"`torch\.jit\.script")
+        # PyTorch says this once per process, at the first anchor grid: let it be said here.
+        warnings.filterwarnings("ignore", message=r"torch\.meshgrid")
+        torch.meshgrid(torch.zeros(1), torch.zeros(1))
+        yield
+
+
+@contextmanager
+def _dropped_names_restored() -> Iterator[None]:
+    """Provide ``PIL.Image.LINEAR`` and ``pkg_resources`` where they are gone, for a moment."""
+    import PIL.Image
+
+    pillow: Any = PIL.Image
+    lacks_linear = not hasattr(pillow, "LINEAR")
+    lacks_pkg_resources = importlib.util.find_spec("pkg_resources") is None
+    if lacks_linear:
+        pillow.LINEAR = PIL.Image.Resampling.BILINEAR
+    if lacks_pkg_resources:
+        stand_in: Any = types.ModuleType("pkg_resources")
+        stand_in.resource_filename = _resource_filename
+        sys.modules["pkg_resources"] = stand_in
+    try:
+        yield
+    finally:
+        if lacks_linear:
+            del pillow.LINEAR
+        if lacks_pkg_resources:
+            del sys.modules["pkg_resources"]
+
+
+def _resource_filename(package: str, resource: str) -> str:
+    """Return the path of a file inside a package."""
+    return str(importlib.resources.files(package).joinpath(resource))
+
+
+Run = Callable[[Sequence[str], Path | None, Mapping[str, str]], "subprocess.CompletedProcess[str]"]
+
+
+def install_detectron2(
+    archive: Path | None = None,
+    *,
+    report: Callable[[str], None] = logger.info,
+    run: Run | None = None,
+) -> None:
+    """Build a pure-Python wheel of detectron2 v0.6 and install it with what it imports.
+
+    Needs no compiler. The source archive is fetched by pip from the package index this machine is
+    configured for, and used only if its hash is the known one. An installed detectron2 is left
+    alone.
+
+    Args:
+        archive: The source archive, already downloaded; None lets pip download it.
+        report: Called with one line per step.
+        run: Runs a command with (command, working folder, extra environment).
+
+    Raises:
+        Detectron2SetupError: If a step fails; the message names the step and the way out.
+    """
+    spec = importlib.util.find_spec("detectron2")
+    if spec is not None and spec.origin is not None:
+        report(f"detectron2 is already installed in {Path(spec.origin).parent}; left as it is")
+        return
+    _check_build_requirements()
+    installer = _Installer(run or _run_command)
+    with tempfile.TemporaryDirectory(prefix="bsgal-detectron2-") as scratch_name:
+        scratch = Path(scratch_name)
+        if archive is None:
+            report(f"downloading {SOURCE_ARCHIVE}")
+            archive = installer.download(scratch)
+        _check_hash(archive)
+        report("building a wheel without the C++ part")
+        wheel = installer.build_wheel(_unpack(archive, scratch / "source"))
+        report("installing what detectron2 imports")
+        installer.install_requirements()
+        report(f"installing {wheel.name}")
+        installer.install_wheel(wheel)
+    importlib.invalidate_caches()
+    report("detectron2 is ready")
+
+
+def _check_build_requirements() -> None:
+    for module in ("torch", "setuptools", "wheel", "pip"):
+        if importlib.util.find_spec(module) is None:
+            mend = "python -m ensurepip --upgrade" if module == "pip" else f"pip install {module}"
+            raise Detectron2SetupError(
+                f"building detectron2 needs {module}, which is not installed in {sys.prefix}; "
+                f"run `{mend}` and then `{SETUP_COMMAND}` again"
+            )
+
+
+def _check_hash(archive: Path) -> None:
+    if not archive.is_file():
+        raise Detectron2SetupError(f"there is no source archive at {archive}; check --archive")
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    if found != SOURCE_ARCHIVE_SHA256:
+        raise Detectron2SetupError(
+            f"{archive} is not the known source archive of {SOURCE_ARCHIVE}: its SHA-256 is "
+            f"{found}, expected {SOURCE_ARCHIVE_SHA256}; delete it and download it again"
+        )
+
+
+def _unpack(archive: Path, folder: Path) -> Path:
+    """Unpack regular files and folders only, none outside ``folder``; return the source folder."""
+    root = folder.resolve()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            name = PurePosixPath(member.name)
+            if name.is_absolute() or ".." in name.parts or not (member.isfile() or member.isdir()):
+                raise Detectron2SetupError(
+                    f"{archive} holds {member.name!r}, which is not a plain file inside the "
+                    "archive's own folder; do not use this archive"
+                )
+            target = root.joinpath(*name.parts)
+            content = tar.extractfile(member)
+            if content is None:
+                target.mkdir(parents=True, exist_ok=True)
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content.read())
+    sources = [path.parent for path in root.glob("*/setup.py")]
+    if len(sources) != 1:
+        raise Detectron2SetupError(f"{archive} holds no single folder with a setup.py")
+    return sources[0]
+
+
+class _Installer:
+    """The commands that fetch, build and install, each with its own advice on failure."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def download(self, scratch: Path) -> Path:
+        environment = {}
+        # Since version 26, pip refuses archives that declare a requirement by its address.
+        if int(importlib.metadata.version("pip").split(".")[0]) >= 26:
+            older_pip = scratch / "pip"
+            self._step(
+                "installing an older pip into a scratch folder",
+                _pip("install", "--target", str(older_pip), "pip<26"),
+                advice=_OFFLINE_ADVICE,
+            )
+            search_path = [str(older_pip), os.environ.get("PYTHONPATH", "")]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, search_path))
+        requirement = scratch / "requirement.txt"
+        requirement.write_text(f"{SOURCE_ARCHIVE} --hash=sha256:{SOURCE_ARCHIVE_SHA256}\n")
+        downloads = scratch / "downloads"
+        self._step(
+            f"downloading {SOURCE_ARCHIVE}",
+            _pip(
+                *("download", "--no-deps", "--no-binary", ":all:", "--no-build-isolation"),
+                *("--require-hashes", "-r", str(requirement), "-d", str(downloads)),
+            ),
+            environment=environment,
+            advice=_OFFLINE_ADVICE,
+        )
+        return _only_file(downloads, "*.tar.gz", "downloading")
+
+    def build_wheel(self, source: Path) -> Path:
+        self._step(
+            "building the wheel",
+            [sys.executable, "setup.py", "build_py", "bdist_wheel", "--skip-build"],
+            folder=source,
+            advice="check that torch, setuptools and wheel are current (pip install --upgrade)",
+        )
+        return _only_file(source / "dist", "*.whl", "building the wheel")
+
+    def install_requirements(self) -> None:
+        self._step(
+            "installing what detectron2 imports",
+            _pip("install", *RUNTIME_REQUIREMENTS),
+            advice=f"install these first, then run `{SETUP_COMMAND}` again: "
+            + " ".join(RUNTIME_REQUIREMENTS),
+        )
+
+    def install_wheel(self, wheel: Path) -> None:
+        self._step(
+            "installing the wheel",
+            _pip("install", "--no-deps", str(wheel)),
+            advice="check that this Python environment can be written to",
+        )
+
+    def _step(
+        self,
+        what: str,
+        command: Sequence[str],
+        *,
+        advice: str,
+        folder: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        done = self._run(command, folder, environment or {})
+        if done.returncode != 0:
+            said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+            raise Detectron2SetupError(
+                f"{what} failed (exit code {done.returncode}); {advice}. "
+                f"The command was: {' '.join(command)}\n{said}"
+            )
+
+
+_OFFLINE_ADVICE = (
+    "check the connection to the package index; on a machine without one, fetch the source "
+    f"archive of {SOURCE_ARCHIVE} elsewhere and run `{SETUP_COMMAND} --archive FILE`"
+)
+
+
+def _pip(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "pip", "--disable-pip-version-check", *arguments]
+
+
+def _only_file(folder: Path, pattern: str, step: str) -> Path:
+    files = sorted(folder.glob(pattern))
+    if len(files) != 1:
+        raise Detectron2SetupError(f"{step} left {len(files)} files {pattern} instead of one")
+    return files[0]
+
+
+def _run_command(
+    command: Sequence[str], folder: Path | None, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+from bsgal_train import detectron2_setup
+from bsgal_train.errors import Detectron2SetupError
+
+
+def run_python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *options, "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"OMP_NUM_THREADS": "1", "PATH": "", **environment},
+    )
+
+
+def test_ensure_makes_a_mask_rcnn_importable_without_any_warning():
+    done = run_python(
+        "from bsgal_train.detectron2_setup import ensure_detectron2\n"
+        "ensure_detectron2(); ensure_detectron2()\n"
+        "import detectron2.engine, detectron2.checkpoint, detectron2.structures\n"
+        "from detectron2.modeling import META_ARCH_REGISTRY\n"
+        "from detectron2.modeling.anchor_generator import DefaultAnchorGenerator\n"
+        "import torch\n"
+        "DefaultAnchorGenerator(sizes=[[8]], aspect_ratios=[[1.0]], strides=[4])"
+        "([torch.zeros(1, 1, 2, 2)])\n"
+        "print('GeneralizedRCNN' in META_ARCH_REGISTRY)",
+        "-W",
+        "error",
+    )
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_ensure_leaves_no_stand_in_behind_for_other_libraries():
+    done = run_python(
+        "import importlib.util, PIL.Image\n"
+        "before = (hasattr(PIL.Image, 'LINEAR'), importlib.util.find_spec('pkg_resources'))\n"
+        "from bsgal_train.detectron2_setup import ensure_detectron2\n"
+        "ensure_detectron2()\n"
+        "after = (hasattr(PIL.Image, 'LINEAR'), importlib.util.find_spec('pkg_resources'))\n"
+        "print(before == after)"
+    )
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_a_missing_compiled_operator_says_so_when_it_is_called():
+    done = run_python(
+        "from bsgal_train.detectron2_setup import ensure_detectron2\n"
+        "ensure_detectron2()\n"
+        "from detectron2 import _C\n"
+        "function = _C.box_iou_rotated\n"
+        "try:\n    function(1, 2)\n"
+        "except RuntimeError as error:\n    print(error)"
+    )
+    if done.stderr.strip():
+        pytest.skip("this detectron2 has its compiled operators")
+    assert "compiled operator 'box_iou_rotated'" in done.stdout
+
+
+def make_package(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / "detectron2" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def test_a_build_with_compiled_operators_keeps_them(tmp_path: Path):
+    files = dict.fromkeys(
+        ("data/__init__.py", "data/transforms.py", "modeling.py", "model_zoo.py"), ""
+    )
+    make_package(tmp_path, {"__init__.py": "", "_C.py": "origin = 'compiled'", **files})
+    done = run_python(
+        "from bsgal_train.detectron2_setup import ensure_detectron2\n"
+        "ensure_detectron2()\n"
+        "from detectron2 import _C\n"
+        "print(_C.origin)",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert done.stdout.strip() == "compiled", done.stderr
+
+
+def test_without_detectron2_the_error_names_the_setup_command(tmp_path: Path):
+    # A clone's folder in the search path is not an installation.
+    (tmp_path / "detectron2").mkdir()
+    done = run_python(
+        "import sys\n"
+        "from importlib.machinery import PathFinder\n"
+        "class Hide:\n"
+        "    def find_spec(name, path, target=None):\n"
+        "        if name == 'detectron2':\n"
+        f"            return PathFinder.find_spec(name, [{str(tmp_path)!r}])\n"
+        "sys.meta_path.insert(0, Hide)\n"
+        "from bsgal_train.detectron2_setup import ensure_detectron2\n"
+        "ensure_detectron2()"
+    )
+    assert "run `bsgal-train setup-detectron2`" in done.stderr
+
+
+@pytest.fixture
+def not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = detectron2_setup.importlib.util.find_spec
+    monkeypatch.setattr(
+        detectron2_setup.importlib.util,
+        "find_spec",
+        lambda name, package=None: None if name == "detectron2" else found(name, package),
+    )
+
+
+class FakeRunner:
+    """Fail the first command that holds a word; do nothing for the others."""
+
+    def __init__(self, fail_at: str) -> None:
+        self.fail_at = fail_at
+        self.commands: list[list[str]] = []
+
+    def __call__(self, command, folder, environment):
+        self.commands.append(list(command))
+        fails = self.fail_at in command
+        return subprocess.CompletedProcess(command, int(fails), "", "connection refused")
+
+
+@pytest.mark.usefixtures("not_installed")
+def test_a_failed_download_points_to_the_offline_way():
+    runner = FakeRunner("download")
+    with pytest.raises(Detectron2SetupError, match="setup-detectron2 --archive FILE") as caught:
+        detectron2_setup.install_detectron2(run=runner)
+    assert "connection refused" in str(caught.value)
+    assert "--require-hashes" in runner.commands[-1]
+
+
+@pytest.mark.usefixtures("not_installed")
+def test_a_source_archive_with_another_hash_is_refused(tmp_path: Path):
+    archive = tmp_path / "source.tar.gz"
+    archive.write_bytes(b"something else")
+    with pytest.raises(Detectron2SetupError, match="SHA-256"):
+        detectron2_setup.install_detectron2(archive, run=FakeRunner("nothing"))
+
+
+@pytest.mark.usefixtures("not_installed")
+def test_a_missing_source_archive_is_named(tmp_path: Path):
+    with pytest.raises(Detectron2SetupError, match=r"no source archive at .*absent\.tar\.gz"):
+        detectron2_setup.install_detectron2(tmp_path / "absent.tar.gz", run=FakeRunner("nothing"))
+
+
+@pytest.mark.usefixtures("not_installed")
+@pytest.mark.parametrize(
+    ("fail_at", "message"),
+    [("bdist_wheel", "building the wheel failed.*setuptools and wheel are current")],
+)
+def test_a_failed_build_says_what_to_check(tmp_path, monkeypatch, fail_at, message):
+    archive = write_archive(tmp_path / "source.tar.gz", {"detectron2-0.6/setup.py": b""})
+    monkeypatch.setattr(detectron2_setup, "_check_hash", lambda archive: None)
+    with pytest.raises(Detectron2SetupError, match=message):
+        detectron2_setup.install_detectron2(archive, run=FakeRunner(fail_at))
+
+
+@pytest.mark.parametrize("name", ["../outside.py", "/outside.py", "source/../../outside.py"])
+def test_unpacking_refuses_members_outside_the_folder(tmp_path: Path, name: str):
+    archive = write_archive(tmp_path / "source.tar.gz", {name: b"x"})
+    with pytest.raises(Detectron2SetupError, match="do not use this archive"):
+        detectron2_setup._unpack(archive, tmp_path / "inner" / "source")
+    assert not list(tmp_path.rglob("outside.py"))
+
+
+def test_unpacking_refuses_links(tmp_path: Path):
+    archive = tmp_path / "source.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        link = tarfile.TarInfo("source/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    with pytest.raises(Detectron2SetupError, match="not a plain file"):
+        detectron2_setup._unpack(archive, tmp_path / "source")
+
+
+def test_an_installed_detectron2_is_left_alone():
+    lines: list[str] = []
+    runner = FakeRunner("nothing")
+    detectron2_setup.install_detectron2(report=lines.append, run=runner)
+    assert runner.commands == []
+    assert "left as it is" in lines[0]
+
+
+def write_archive(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
