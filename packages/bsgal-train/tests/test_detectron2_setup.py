@@ -7,6 +7,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
+
 from bsgal_train import detectron2_setup
 from bsgal_train.errors import Detectron2SetupError
 
