@@ -1,0 +1,190 @@
+"""Read LVIS v1 annotation files: checks first, then images and masks one at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+from pycocotools import mask as coco_mask
+
+from bsgal_paste._annotated_image import AnnotatedImage
+from bsgal_paste._arrays import BoolArray, ByteArray
+from bsgal_paste.errors import AnnotationError
+
+
+@dataclass(frozen=True, slots=True)
+class Lvis:
+    """Hold the checked content of an annotation file, as plain LVIS mappings."""
+
+    images: Sequence[Mapping[str, Any]]
+    annotations: Sequence[Mapping[str, Any]]
+    categories: Sequence[Mapping[str, Any]]
+    raw: Mapping[str, Any]
+
+    def annotations_by_image(self) -> dict[int, list[Mapping[str, Any]]]:
+        """Group the annotations; an image without any gets an empty list."""
+        grouped: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in self.images}
+        for annotation in self.annotations:
+            grouped[annotation["image_id"]].append(annotation)
+        return grouped
+
+
+def load_lvis(source: Mapping[str, Any] | str | Path) -> Lvis:
+    """Parse and check an LVIS v1 annotation file.
+
+    Args:
+        source: Path of the JSON file, or its parsed content.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        AnnotationError: It is no LVIS JSON, or an entry is malformed or refers to nothing.
+    """
+    if isinstance(source, Mapping):
+        raw, name = source, "the annotations"
+    else:
+        name = str(source)
+        try:
+            raw = json.loads(Path(source).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no annotation file {name}") from None
+        except ValueError as error:
+            raise AnnotationError(f"{name} is not valid JSON: {error}") from error
+    missing = {"images", "annotations", "categories"} - set(raw if isinstance(raw, Mapping) else ())
+    if missing:
+        raise AnnotationError(
+            f"{name}: no LVIS annotations, the keys {sorted(missing)} are missing"
+        )
+    lvis = Lvis(raw["images"], raw["annotations"], raw["categories"], raw)
+    _check(lvis, name)
+    return lvis
+
+
+def image_path(image: Mapping[str, Any], image_root: Path) -> Path:
+    """Find an image's file: by `file_name`, else by the end of `coco_url`.
+
+    Raises:
+        AnnotationError: The image has neither, or its path leaves `image_root`.
+    """
+    name = image.get("file_name")
+    candidates = [str(name)] if name else []
+    if not name and image.get("coco_url"):
+        parts = str(image["coco_url"]).split("/")
+        candidates = ["/".join(parts[-2:]), parts[-1]]
+    if not candidates:
+        raise AnnotationError(f"image {image['id']} has neither `file_name` nor `coco_url`")
+    for candidate in candidates:
+        path = image_root / candidate
+        if ".." in Path(candidate).parts or not path.resolve().is_relative_to(image_root.resolve()):
+            raise AnnotationError(f"image {image['id']}: {candidate!r} leaves {image_root}")
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"image {image['id']} is not at {image_root / candidates[0]}; check the image folder"
+    )
+
+
+def read_annotated_image(
+    image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], image_root: Path
+) -> tuple[AnnotatedImage, list[int]]:
+    """Read an image with its masks, leaving out annotations whose mask has no pixel.
+
+    Returns:
+        The annotated image (tight boxes), and for each instance its index in `annotations`.
+
+    Raises:
+        AnnotationError: The image cannot be decoded or has another size than the file says, or
+            a segmentation is malformed.
+        FileNotFoundError: The image is missing.
+    """
+    pixels = _read_rgb(image_path(image, image_root), image)
+    height, width = pixels.shape[:2]
+    masks = [decode_segmentation(annotation, height, width) for annotation in annotations]
+    used = [index for index, mask in enumerate(masks) if mask.any()]
+    stacked = np.zeros((len(used), height, width), dtype=bool)
+    for slot, index in enumerate(used):
+        stacked[slot] = masks[index]
+    ids = [int(annotations[index]["category_id"]) for index in used]
+    return AnnotatedImage(pixels, stacked, np.array(ids, dtype=np.int64)), used
+
+
+def decode_segmentation(annotation: Mapping[str, Any], height: int, width: int) -> BoolArray:
+    """Decode polygons or a run-length encoding into a bool mask `(height, width)`.
+
+    Raises:
+        AnnotationError: The segmentation is malformed or of another size.
+    """
+    where = f"annotation {annotation['id']}"
+    try:
+        segmentation = annotation["segmentation"]
+        if isinstance(segmentation, Mapping):
+            encoded = dict(segmentation)
+            if isinstance(encoded["counts"], list):
+                encoded = coco_mask.frPyObjects(encoded, *encoded["size"])
+            decoded = coco_mask.decode(encoded)
+        else:
+            if any(len(polygon) < 6 for polygon in segmentation):
+                raise AnnotationError(f"{where}: a polygon has fewer than three points")
+            rles = coco_mask.frPyObjects(list(segmentation), height, width)
+            decoded = coco_mask.decode(coco_mask.merge(rles))
+    except (TypeError, KeyError, IndexError) as error:
+        raise AnnotationError(f"{where}: malformed segmentation: {error}") from error
+    if decoded.shape != (height, width):
+        raise AnnotationError(
+            f"{where}: the mask has size {decoded.shape}, the image {(height, width)}"
+        )
+    return np.asarray(decoded, dtype=bool)
+
+
+def encode_mask(mask: BoolArray) -> dict[str, Any]:
+    """Encode a mask as compressed COCO run lengths, ready for JSON."""
+    encoded = coco_mask.encode(np.asfortranarray(mask.view(np.uint8)))
+    return {"size": [int(n) for n in encoded["size"]], "counts": encoded["counts"].decode()}
+
+
+def _read_rgb(path: Path, image: Mapping[str, Any]) -> ByteArray:
+    try:
+        with Image.open(path) as opened:
+            upright = ImageOps.exif_transpose(opened)
+            pixels = np.asarray(upright.convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise AnnotationError(f"image {image['id']}: cannot decode {path}: {error}") from error
+    if pixels.shape[:2] != (image["height"], image["width"]):
+        raise AnnotationError(
+            f"image {image['id']}: {path} is {pixels.shape[1]} x {pixels.shape[0]} px, "
+            f"the annotations say {image['width']} x {image['height']}"
+        )
+    return pixels
+
+
+def _check(lvis: Lvis, name: str) -> None:
+    for image in lvis.images:
+        if not {"id", "width", "height"} <= set(image) or min(image["width"], image["height"]) < 1:
+            raise AnnotationError(f"{name}: image {image.get('id')!r} needs id, width and height")
+    for category in lvis.categories:
+        if not {"id", "name"} <= set(category):
+            raise AnnotationError(f"{name}: category {category.get('id')!r} needs id and name")
+    image_ids = _unique_ids(lvis.images, "image", name)
+    category_ids = _unique_ids(lvis.categories, "category", name)
+    _unique_ids(lvis.annotations, "annotation", name)
+    for annotation in lvis.annotations:
+        where = f"{name}: annotation {annotation['id']}"
+        if annotation.get("image_id") not in image_ids:
+            raise AnnotationError(f"{where}: unknown image {annotation.get('image_id')!r}")
+        if annotation.get("category_id") not in category_ids:
+            raise AnnotationError(f"{where}: unknown category {annotation.get('category_id')!r}")
+        box = annotation.get("bbox", ())
+        if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
+            raise AnnotationError(f"{where}: bbox must be [x, y, width, height], got {box!r}")
+
+
+def _unique_ids(entries: Sequence[Mapping[str, Any]], kind: str, name: str) -> set[int]:
+    ids = {entry.get("id") for entry in entries}
+    if None in ids or len(ids) != len(entries):
+        raise AnnotationError(f"{name}: every {kind} needs an id of its own")
+    return {int(i) for i in ids if i is not None}

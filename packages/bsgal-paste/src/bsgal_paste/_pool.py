@@ -1,0 +1,313 @@
+"""The instance pool: which instances there are, and their pixels when one is asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bsgal_paste._arrays import ByteArray, IntArray
+from bsgal_paste._instance_images import ArrayImages, FileImages, InstanceImages
+from bsgal_paste._names import CategoryLike, NameMatcher, category_names
+from bsgal_paste._pool_index import PoolIndex, StringTable, read_pool_index, read_pool_meta
+from bsgal_paste.errors import EmptyPoolError, NoCommonCategoryError
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_MAX_IMAGE_PIXELS = 4096 * 4096
+
+
+@dataclass(frozen=True, slots=True)
+class PoolInstance:
+    """Hold one instance's pixels.
+
+    Attributes:
+        instance_id: Unique in the pool.
+        category_id: The pool's own id, or the annotations' after `InstancePool.match`.
+        rgba: uint8 `(h, w, 4)`, straight alpha, cropped to the object.
+        label_mask_threshold: A pixel belongs to the object where alpha >= this, 0-255.
+    """
+
+    instance_id: str
+    category_id: int
+    rgba: ByteArray
+    label_mask_threshold: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolCard:
+    """Summarise a pool: what is in it and where it came from.
+
+    Attributes:
+        path: The pool's folder, or None for a pool in memory.
+        n_kept: Instances that can be drawn.
+        n_dropped: Rows of the manifest that its writer dropped.
+        counts: Instances per category id.
+        category_names: Name per category id.
+        unmatched: Names of pool categories that `match` left out.
+        manifest_sha256: Hash of the manifest, empty for a pool in memory.
+        meta: The pool's `meta.json`.
+    """
+
+    path: str | None
+    n_kept: int
+    n_dropped: int
+    counts: dict[int, int]
+    category_names: dict[int, str]
+    unmatched: tuple[str, ...]
+    manifest_sha256: str
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Segments:
+    """Say which runs of the index belong to the pool: sorted by category id, then by start."""
+
+    starts: IntArray
+    lengths: IntArray
+    category_ids: IntArray
+    names: dict[int, str]
+    unmatched: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, index: PoolIndex) -> _Segments:
+        ids, starts, lengths = np.unique(index.category_ids, return_index=True, return_counts=True)
+        return cls(
+            starts.astype(np.int64), lengths.astype(np.int64), ids, dict(index.category_names)
+        )
+
+
+class InstancePool:
+    """Give access to the instances of a pool by position 0 .. len - 1.
+
+    Positions are sorted by category id, so each category is one range. Images are read when
+    asked for. The object pickles as a few arrays, about 100 bytes per instance.
+
+    Build one with `InstancePool.open` or `InstancePool.from_arrays`.
+    """
+
+    def __init__(
+        self,
+        index: PoolIndex,
+        images: InstanceImages,
+        meta: Mapping[str, Any],
+        *,
+        segments: _Segments | None = None,
+    ) -> None:
+        self._index = index
+        self._images = images
+        self._meta = dict(meta)
+        self._segments = segments or _Segments.of(index)
+        self._stops = np.cumsum(self._segments.lengths)
+        self._category_ids, first = np.unique(self._segments.category_ids, return_index=True)
+        self._counts = np.add.reduceat(self._segments.lengths, first) if len(first) else first
+        self._first = self._stops[first] - self._segments.lengths[first]
+
+    @classmethod
+    def open(
+        cls, path: str | Path, *, max_image_pixels: int = DEFAULT_MAX_IMAGE_PIXELS
+    ) -> InstancePool:
+        """Open a pool folder as written by `bsgal-mask`.
+
+        Args:
+            path: Folder with `meta.json`, `manifest.jsonl` and the images.
+            max_image_pixels: An instance image with more pixels than this is refused unread.
+
+        Raises:
+            PoolFormatError: No pool, another schema version, or a malformed row.
+            EmptyPoolError: No row of the pool is kept.
+        """
+        root = Path(path)
+        meta = read_pool_meta(root)
+        index = read_pool_index(root / "manifest.jsonl")
+        if not len(index.instance_ids):
+            raise EmptyPoolError(
+                f"the pool {root} has no kept instance ({index.n_dropped} rows, all dropped); "
+                "look at the reasons in its manifest.jsonl"
+            )
+        return cls(index, FileImages(root, index, max_image_pixels), meta)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        rgba_images: Sequence[npt.NDArray[np.uint8]],
+        category_ids: Sequence[int],
+        *,
+        category_names: Mapping[int, str] | None = None,
+        instance_ids: Sequence[str] | None = None,
+        label_mask_threshold: int = 128,
+    ) -> InstancePool:
+        """Build a pool in memory, empty if need be.
+
+        Args:
+            rgba_images: uint8 RGBA arrays `(h, w, 4)` of any sizes, straight alpha.
+            category_ids: Category of each image.
+            category_names: Name of each category; its id in decimal if not given.
+            instance_ids: Unique names; `memory-0`, `memory-1`, ... if not given.
+            label_mask_threshold: A pixel belongs to the object where alpha >= this, 0-255.
+
+        Raises:
+            TypeError: An image is not uint8.
+            ValueError: Lengths differ, an image is not RGBA, ids repeat, or a bad threshold.
+        """
+        n = len(rgba_images)
+        ids = [f"memory-{i}" for i in range(n)] if instance_ids is None else list(instance_ids)
+        if len(category_ids) != n or len(ids) != n:
+            raise ValueError(
+                f"{n} images need {n} `category_ids` and `instance_ids`, "
+                f"got {len(category_ids)} and {len(ids)}"
+            )
+        if len(set(ids)) != n:
+            raise ValueError("`instance_ids` must be unique")
+        if not 0 <= label_mask_threshold <= 255:
+            raise ValueError(f"`label_mask_threshold` must be 0-255, got {label_mask_threshold}")
+        order = sorted(range(n), key=lambda i: (category_ids[i], ids[i]))
+        names = category_names or {}
+        index = PoolIndex(
+            instance_ids=StringTable.of([ids[i] for i in order]),
+            category_ids=np.array([category_ids[i] for i in order], dtype=np.int64),
+            label_mask_thresholds=np.full(n, label_mask_threshold, dtype=np.uint8),
+            files=StringTable.of([""] * n),
+            lines=np.zeros(n, dtype=np.int32),
+            category_names={c: names.get(c, str(c)) for c in sorted(set(category_ids))},
+            n_dropped=0,
+            manifest_sha256="",
+        )
+        return cls(index, ArrayImages([rgba_images[i] for i in order]), {})
+
+    def __len__(self) -> int:
+        return int(self._counts.sum())
+
+    @property
+    def category_ids(self) -> IntArray:
+        """Give the ids of the categories that have instances, sorted, `(C,)`."""
+        return self._category_ids
+
+    @property
+    def counts(self) -> IntArray:
+        """Give the number of instances of each of `category_ids`, `(C,)`, all positive."""
+        return self._counts
+
+    @property
+    def first_positions(self) -> IntArray:
+        """Give the position of the first instance of each of `category_ids`, `(C,)`."""
+        return self._first
+
+    @property
+    def category_names(self) -> dict[int, str]:
+        """Give the name of each category id."""
+        return dict(self._segments.names)
+
+    def positions_of(self, category_id: int) -> range:
+        """Give the positions of a category's instances; empty if there are none."""
+        slot = int(np.searchsorted(self._category_ids, category_id))
+        if slot == len(self._category_ids) or self._category_ids[slot] != category_id:
+            return range(0)
+        first = int(self._first[slot])
+        return range(first, first + int(self._counts[slot]))
+
+    def category_ids_of(self, positions: npt.ArrayLike) -> IntArray:
+        """Give the category id at each position, `(n,)`."""
+        segment = np.searchsorted(self._stops, self._checked(positions), side="right")
+        return self._segments.category_ids[segment]
+
+    def instance_id(self, position: int) -> str:
+        """Give the instance id at a position."""
+        return self._index.instance_ids[self._row(position)]
+
+    def read(self, position: int) -> PoolInstance:
+        """Read one instance's image.
+
+        Raises:
+            CorruptInstanceError: The file is missing, truncated, too large or not RGBA.
+            IndexError: There is no such position.
+        """
+        row = self._row(position)
+        return PoolInstance(
+            instance_id=self._index.instance_ids[row],
+            category_id=int(self.category_ids_of([position])[0]),
+            rgba=self._images.read(row),
+            label_mask_threshold=int(self._index.label_mask_thresholds[row]),
+        )
+
+    def match(self, categories: Iterable[CategoryLike | Mapping[str, Any]]) -> InstancePool:
+        """Give the same pool with the category ids of an annotation file, matched by name.
+
+        A pool category takes the annotation category of the same name, failing that of the same
+        normalised name (see `normalise_category_name`), failing that one with it as a synonym.
+        Categories without a counterpart, or with several equally good ones, are left out; they
+        are logged and listed in the card.
+
+        Args:
+            categories: The `categories` of an LVIS file, or objects with `category_id`, `name`
+                and `synonyms`.
+
+        Raises:
+            NoCommonCategoryError: No category matches.
+        """
+        wanted = category_names(categories)
+        matcher = NameMatcher(wanted)
+        own = self._segments
+        found = {i: matcher.find(own.names[i]) for i in own.names}
+        left_out = tuple(own.names[i] for i, ids in found.items() if len(ids) != 1)
+        keep = np.array([len(found[int(i)]) == 1 for i in own.category_ids], dtype=bool)
+        if not keep.any():
+            raise NoCommonCategoryError(
+                "the pool and the annotations have no category in common; "
+                f"the pool has {_some(own.names.values())}, "
+                f"the annotations have {_some(category.name for category in wanted)}"
+            )
+        if left_out:
+            _log.warning(
+                "%d of %d pool categories have no (single) counterpart in the annotations: %s",
+                len(left_out), len(own.names), _some(left_out),
+            )  # fmt: skip
+        ids = np.array([found[int(i)][0] for i in own.category_ids[keep]], dtype=np.int64)
+        order = np.lexsort((own.starts[keep], ids))
+        names = {category.category_id: category.name for category in wanted}
+        segments = _Segments(
+            own.starts[keep][order],
+            own.lengths[keep][order],
+            ids[order],
+            {int(i): names[int(i)] for i in np.unique(ids)},
+            own.unmatched + left_out,
+        )
+        return InstancePool(self._index, self._images, self._meta, segments=segments)
+
+    def card(self) -> PoolCard:
+        """Summarise the pool."""
+        return PoolCard(
+            path=self._images.location,
+            n_kept=len(self),
+            n_dropped=self._index.n_dropped,
+            counts=dict(zip(self._category_ids.tolist(), self._counts.tolist(), strict=True)),
+            category_names=self.category_names,
+            unmatched=self._segments.unmatched,
+            manifest_sha256=self._index.manifest_sha256,
+            meta=dict(self._meta),
+        )
+
+    def _row(self, position: int) -> int:
+        checked = int(self._checked([position])[0])
+        segment = int(np.searchsorted(self._stops, checked, side="right"))
+        own = self._segments
+        return int(own.starts[segment] + checked - (self._stops[segment] - own.lengths[segment]))
+
+    def _checked(self, positions: npt.ArrayLike) -> IntArray:
+        checked = np.asarray(positions, dtype=np.int64)
+        if checked.size and (checked.min() < 0 or checked.max() >= len(self)):
+            raise IndexError(
+                f"positions must be 0 .. {len(self) - 1}, got {checked.min()} .. {checked.max()}"
+            )
+        return checked
+
+
+def _some(names: Iterable[str], limit: int = 8) -> str:
+    listed = list(names)
+    shown = ", ".join(repr(name) for name in listed[:limit])
+    return shown + (f" and {len(listed) - limit} more" if len(listed) > limit else "")
