@@ -43,5 +43,9 @@ class MissingImagesError(AnnotationError):
         self.paths = paths
 
 
-class CorruptImagesError(RuntimeError):
-    """So many images cannot be read that training on the rest would be misleading."""
+class CorruptImageError(ValueError):
+    """One image cannot be read, or is not of the size that its annotations were made for."""
+
+
+class TooManyCorruptImagesError(RuntimeError):
+    """One unreadable image after another: training on the rest would be misleading."""

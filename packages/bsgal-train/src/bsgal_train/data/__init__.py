@@ -1,0 +1,36 @@
+"""From annotated images and an instance pool to what the detector is trained and tested on."""
+
+# ruff: noqa: E402 - detectron2 must be made importable before anything below imports it.
+
+from __future__ import annotations
+
+from bsgal_train.detectron2_setup import ensure_detectron2
+
+ensure_detectron2()
+
+from bsgal_train.data.crop import CropWindow, RandomCrop
+from bsgal_train.data.loaders import (
+    TestLoader,
+    TrainLoader,
+    build_test_loader,
+    build_train_loader,
+)
+from bsgal_train.data.mapper import TrainingMapper
+from bsgal_train.data.reference import ClassMatchedReference
+from bsgal_train.data.sampler import RepeatFactorSampler, compute_repeat_factors
+from bsgal_train.data.samples import PastedInstance, TrainingSample
+
+__all__ = [
+    "ClassMatchedReference",
+    "CropWindow",
+    "PastedInstance",
+    "RandomCrop",
+    "RepeatFactorSampler",
+    "TestLoader",
+    "TrainLoader",
+    "TrainingMapper",
+    "TrainingSample",
+    "build_test_loader",
+    "build_train_loader",
+    "compute_repeat_factors",
+]

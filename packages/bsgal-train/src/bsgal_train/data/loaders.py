@@ -1,0 +1,208 @@
+"""Loaders over training samples and over test images."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch.utils.data
+
+from bsgal_train.annotations import LvisAnnotations
+from bsgal_train.data.images import read_image
+from bsgal_train.data.mapper import TrainingMapper
+from bsgal_train.data.sampler import RepeatFactorSampler
+from bsgal_train.data.samples import TrainingSample, image_tensor
+from bsgal_train.errors import CorruptImageError
+
+__all__ = ["TestLoader", "TrainLoader", "build_test_loader", "build_train_loader"]
+
+logger = logging.getLogger(__name__)
+
+Place = tuple[int, int]
+"""Position in the run, and index of the image there."""
+
+
+class TrainLoader:
+    """Yield lists of training samples without end. Build one with `build_train_loader`.
+
+    Attributes:
+        skipped: How often each image or instance that cannot be read came up, by message. Each
+            is logged once.
+    """
+
+    def __init__(self, batches: torch.utils.data.DataLoader[TrainingSample]) -> None:
+        self._batches = batches
+        self.skipped: Counter[str] = Counter()
+
+    def __iter__(self) -> Iterator[list[TrainingSample]]:
+        for samples in self._batches:
+            for sample in samples:
+                for message in sample.skipped:
+                    _count(self.skipped, message)
+            yield samples
+
+
+class TestLoader:
+    """Yield lists of detectron2 test inputs, once. Build one with `build_test_loader`.
+
+    Attributes:
+        skipped: The images that cannot be read, by message. They are logged and left out: their
+            objects count as not found.
+    """
+
+    __test__ = False  # not a test case, whatever its name
+
+    def __init__(self, batches: torch.utils.data.DataLoader[dict[str, Any]], n_images: int) -> None:
+        self._batches = batches
+        self.n_images = n_images
+        self.skipped: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        for batch in self._batches:
+            inputs = []
+            for one in batch:
+                if "skipped" in one:
+                    _count(self.skipped, one["skipped"])
+                else:
+                    inputs.append(one)
+            if inputs:
+                yield inputs
+
+
+def build_train_loader(
+    annotations: LvisAnnotations,
+    mapper: TrainingMapper,
+    sampler: RepeatFactorSampler,
+    batch_size: int,
+    n_workers: int,
+    start_position: int = 0,
+) -> TrainLoader:
+    """Build the loader of a run.
+
+    Args:
+        annotations: The training images.
+        mapper: Makes a sample.
+        sampler: Chooses the image at each position.
+        batch_size: Samples per list.
+        n_workers: Loader processes; 0 loads in this process. The samples are the same.
+        start_position: Position of the first sample: where a run is resumed.
+
+    Raises:
+        ValueError: `sampler` was made for another number of images.
+    """
+    if sampler.n_images != len(annotations.images):
+        raise ValueError(
+            f"`sampler` has {sampler.n_images} repeat factors, but {annotations.path} has "
+            f"{len(annotations.images)} images; compute them from the same annotations"
+        )
+    places = _Places(sampler, batch_size, start_position)
+    return TrainLoader(_data_loader(_TrainingSet(mapper), places, n_workers))
+
+
+def build_test_loader(
+    annotations: LvisAnnotations, *, image_px: int = 0, batch_size: int = 1, n_workers: int = 0
+) -> TestLoader:
+    """Build the loader of an evaluation, over all images in the file's order.
+
+    Args:
+        annotations: The images to predict on.
+        image_px: Longer side the images are resized to; 0 keeps their size. "height" and "width"
+            of an input are the original ones, so detectron2 gives results in those.
+        batch_size: Images per list.
+        n_workers: Loader processes; 0 loads in this process.
+    """
+    n_images = len(annotations.images)
+    batches = [
+        list(range(start, min(start + batch_size, n_images)))
+        for start in range(0, n_images, batch_size)
+    ]
+    return TestLoader(_data_loader(_TestSet(annotations, image_px), batches, n_workers), n_images)
+
+
+def _count(skipped: Counter[str], message: str) -> None:
+    if message not in skipped:
+        logger.warning("skipped: %s", message)
+    skipped[message] += 1
+
+
+class _Places(torch.utils.data.Sampler[list[Place]]):
+    """Give the places of batch after batch."""
+
+    def __init__(self, sampler: RepeatFactorSampler, batch_size: int, start_position: int) -> None:
+        self._sampler = sampler
+        self._batch_size = batch_size
+        self._start_position = start_position
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        for start in itertools.count(self._start_position, self._batch_size):
+            positions = range(start, start + self._batch_size)
+            yield [(position, self._sampler.image_index(position)) for position in positions]
+
+
+class _TrainingSet(torch.utils.data.Dataset[TrainingSample]):
+    def __init__(self, mapper: TrainingMapper) -> None:
+        self._mapper = mapper
+
+    def __getitem__(self, place: Place) -> TrainingSample:
+        return self._mapper(*place)
+
+
+class _TestSet(torch.utils.data.Dataset[dict[str, Any]]):
+    def __init__(self, annotations: LvisAnnotations, image_px: int) -> None:
+        self._annotations = annotations
+        self._image_px = image_px
+
+    def __getitem__(self, image_index: int) -> dict[str, Any]:
+        record = self._annotations.images[image_index]
+        try:
+            image = read_image(record)
+        except CorruptImageError as error:
+            return {"skipped": str(error)}
+        return {
+            "image": image_tensor(_resized(image, self._image_px)),
+            "image_id": record.image_id,
+            "file_name": str(record.path),
+            "height": record.height,
+            "width": record.width,
+        }
+
+
+def _resized(image: npt.NDArray[np.uint8], longer_side_px: int) -> npt.NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    if longer_side_px in (0, max(height, width)):
+        return image
+    factor = longer_side_px / max(height, width)
+    size_wh = max(1, round(width * factor)), max(1, round(height * factor))
+    interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+    resized: npt.NDArray[np.uint8] = cv2.resize(image, size_wh, interpolation=interpolation)
+    return resized
+
+
+def _data_loader(dataset: Any, batches: Any, n_workers: int) -> Any:
+    return torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=n_workers,
+        collate_fn=_as_it_is,
+        worker_init_fn=_start_worker,
+    )
+
+
+def _as_it_is(samples: list[Any]) -> list[Any]:
+    return samples
+
+
+def _start_worker(worker: int) -> None:
+    cv2.setNumThreads(0)
+    # Ctrl-C reaches the whole process group; the training process decides when to stop.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,127 @@
+"""From a place in the run to a training sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bsgal_paste import CopyPaste, PasteResult
+from bsgal_train.annotations import ImageRecord, LvisAnnotations
+from bsgal_train.data.crop import RandomCrop
+from bsgal_train.data.real_crops import RealCrops
+from bsgal_train.data.samples import REAL, PastedInstance, TrainingSample, training_input
+from bsgal_train.errors import CorruptImageError, TooManyCorruptImagesError
+
+__all__ = ["TrainingMapper"]
+
+MAX_REPLACEMENTS = 10
+
+# Streams of random numbers of one sample, so that none depends on how much another draws.
+_CROP, _PASTE, _REPLACEMENT = range(3)
+
+
+class TrainingMapper:
+    """Make the training sample at a position of the run.
+
+    A sample is a pure function of the arguments of this class, the position and the image index:
+    the number of loader processes, or where a run was resumed, changes nothing.
+
+    Args:
+        annotations: The training images.
+        crop: How a crop of a real image is drawn.
+        seed: Of everything random.
+        copy_paste: Pastes pool instances into the crop; None pastes nothing.
+
+    Raises:
+        ValueError: The pool of `copy_paste` has categories that the annotations lack.
+    """
+
+    def __init__(
+        self,
+        annotations: LvisAnnotations,
+        crop: RandomCrop,
+        *,
+        seed: int,
+        copy_paste: CopyPaste | None = None,
+    ) -> None:
+        self._crops = RealCrops(annotations, crop)
+        self._annotations = annotations
+        self._seed = seed
+        self._copy_paste = copy_paste
+        pool_ids = [] if copy_paste is None else copy_paste.pool.category_ids.tolist()
+        unknown = [i for i in pool_ids if i not in annotations.class_index_of]
+        if unknown:
+            raise ValueError(
+                f"the pool has {len(unknown)} categories that {annotations.path} lacks (ids "
+                f"{unknown[:5]}); match it first: pool.match(annotations.categories)"
+            )
+
+    def __call__(self, position: int, image_index: int) -> TrainingSample:
+        """Read, crop and paste.
+
+        An image that cannot be read is replaced by another one, drawn uniformly.
+
+        Raises:
+            TooManyCorruptImagesError: The replacements cannot be read either.
+        """
+        record, crop, skipped = self._read(position, image_index)
+        original = self._crops.real_input(record, crop)
+        if self._copy_paste is None:
+            return TrainingSample(position, original, original, (), tuple(skipped))
+        result = self._copy_paste(crop, self._rng(position, _PASTE))
+        skipped += [
+            f"pool instance {removed.instance_id} cannot be read"
+            for removed in result.removed
+            if removed.reason == "corrupt"
+        ]
+        if not result.n_pasted:
+            return TrainingSample(position, original, original, (), tuple(skipped))
+        pasted, pastes = self._pasted_input(record, result)
+        return TrainingSample(position, pasted, original, pastes, tuple(skipped))
+
+    def _read(self, position: int, image_index: int) -> tuple[ImageRecord, Any, list[str]]:
+        skipped: list[str] = []
+        rng = self._rng(position, _CROP)
+        replacements = self._rng(position, _REPLACEMENT)
+        while True:
+            try:
+                record, crop = self._crops.draw(image_index, rng)
+            except CorruptImageError as error:
+                skipped.append(str(error))
+                if len(skipped) > MAX_REPLACEMENTS:
+                    listed = "\n  ".join(skipped)
+                    raise TooManyCorruptImagesError(
+                        f"{len(skipped)} images in a row cannot be read:\n  {listed}"
+                    ) from error
+                image_index = int(replacements.integers(len(self._annotations.images)))
+            else:
+                return record, crop, skipped
+
+    def _rng(self, position: int, stream: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, position, stream])
+
+    def _pasted_input(
+        self, record: ImageRecord, result: PasteResult
+    ) -> tuple[dict[str, Any], tuple[PastedInstance, ...]]:
+        class_index_of = self._annotations.class_index_of
+        class_indices = [class_index_of[i] for i in result.category_ids.tolist()]
+        sources: list[int] = []
+        pastes: list[PastedInstance] = []
+        for i, is_pasted in enumerate(result.is_pasted):
+            sources.append(len(pastes) if is_pasted else REAL)
+            if is_pasted:
+                category = self._annotations.categories[class_indices[i]]
+                pastes.append(
+                    PastedInstance(
+                        instance_id=str(result.instance_ids[i]),
+                        category_id=category.category_id,
+                        class_index=category.class_index,
+                        frequency=category.frequency,
+                        visible_frac=float(result.visible_frac[i]),
+                    )
+                )
+        pasted = training_input(
+            record, result.image, result.masks, result.boxes_xyxy, class_indices, sources
+        )
+        return pasted, tuple(pastes)

@@ -1,0 +1,84 @@
+"""Real images that hold the categories of a batch's pasted objects."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from bsgal_train.annotations import LvisAnnotations
+from bsgal_train.data.crop import RandomCrop
+from bsgal_train.data.mapper import MAX_REPLACEMENTS
+from bsgal_train.data.real_crops import RealCrops
+from bsgal_train.data.samples import TrainingSample
+from bsgal_train.errors import CorruptImageError, TooManyCorruptImagesError
+
+__all__ = ["ClassMatchedReference"]
+
+logger = logging.getLogger(__name__)
+
+
+class ClassMatchedReference:
+    """Draw one real image for each sample of a batch, as the BSGAL recipe does.
+
+    A category is drawn uniformly from those pasted into the sample (each counts once, however
+    often it was pasted), failing that from those annotated in it, failing that from all; then an
+    image uniformly from the training images that hold the category. It is cropped as training
+    images are, so the object may be cut away, and all its objects count.
+
+    Args:
+        annotations: The training images.
+        crop: How a crop is drawn.
+
+    Attributes:
+        skipped: How often each image that cannot be read was drawn, by message.
+    """
+
+    def __init__(self, annotations: LvisAnnotations, crop: RandomCrop) -> None:
+        self._crops = RealCrops(annotations, crop)
+        self._image_indices = annotations.image_indices_of_class
+        self._drawable = [i for i, images in enumerate(self._image_indices) if len(images)]
+        self.skipped: Counter[str] = Counter()
+
+    def batch(
+        self, samples: Sequence[TrainingSample], rng: np.random.Generator
+    ) -> list[dict[str, Any]]:
+        """Draw, read and crop one real image for each sample.
+
+        Returns:
+            detectron2 inputs like `TrainingSample.original`.
+
+        Raises:
+            TooManyCorruptImagesError: One drawn image after another cannot be read.
+        """
+        return [self._one(sample, rng) for sample in samples]
+
+    def _one(self, sample: TrainingSample, rng: np.random.Generator) -> dict[str, Any]:
+        choices = self._choices(sample)
+        for _ in range(1 + MAX_REPLACEMENTS):
+            images = self._image_indices[choices[rng.integers(len(choices))]]
+            try:
+                record, crop = self._crops.draw(int(images[rng.integers(len(images))]), rng)
+            except CorruptImageError as error:
+                if str(error) not in self.skipped:
+                    logger.warning("skipped a reference image: %s", error)
+                self.skipped[str(error)] += 1
+            else:
+                return self._crops.real_input(record, crop)
+        raise TooManyCorruptImagesError(
+            f"{1 + MAX_REPLACEMENTS} reference images in a row cannot be read; skipped so far: "
+            f"{', '.join(self.skipped)}"
+        )
+
+    def _choices(self, sample: TrainingSample) -> list[int]:
+        """Give the class indices to draw from: of those, all are in some image."""
+        pasted = {paste.class_index for paste in sample.pastes}
+        own = set(sample.original["instances"].gt_classes.tolist())
+        for candidates in (pasted, own):
+            choices = sorted(i for i in candidates if len(self._image_indices[i]))
+            if choices:
+                return choices
+        return self._drawable
