@@ -1,0 +1,1 @@
+"""The torch implementations, one operation a file: for CPUs, and where Triton is missing."""

@@ -1,0 +1,23 @@
+"""The errors this package raises."""
+
+from __future__ import annotations
+
+
+class GradientMismatchError(ValueError):
+    """Gradients do not fit the cache: unknown name, wrong shape, device or layout."""
+
+
+class NonFiniteGradientError(ValueError):
+    """A reference gradient holds NaN or Inf; the cache was left as it was."""
+
+
+class StateMismatchError(ValueError):
+    """A saved state does not belong to the object it is loaded into."""
+
+
+class ReboundParameterError(RuntimeError):
+    """A name is bound to another parameter than when the cache was made."""
+
+
+class ImplementationUnavailableError(RuntimeError):
+    """The requested implementation of an operation cannot run here."""

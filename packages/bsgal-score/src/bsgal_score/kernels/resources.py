@@ -1,0 +1,175 @@
+"""Compile the kernels ahead of time, without a GPU, and state what they use.
+
+`python -m bsgal_score.kernels.resources` prints one JSON object per kernel variant and target.
+The process must not have TRITON_INTERPRET set.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+from . import cache_update_dot
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+
+_AMD_FIELDS = ("count", "spill_count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one compiled kernel uses."""
+
+    kernel: str
+    target: str
+    registers: int
+    """Vector registers per thread."""
+    spills: int
+    """Bytes (NVIDIA) or registers (AMD) spilled to memory per thread."""
+    load_bits: int
+    """Width of the widest global loads, those of whole blocks."""
+    bytes_per_element: float
+    """Global bytes of the widest loads and stores per element of a whole block."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Variant:
+    name: str
+    function: Any
+    signature: dict[str, str]
+    constants: dict[str, Any]
+    one_block: dict[str, Any]
+    """Changes that leave one block to a program: then no loop hides how often a load runs."""
+    n_warps: int
+    n_elements: int
+    """Elements of that block."""
+
+
+def variants() -> list[_Variant]:
+    """List what is compiled: contiguous, aligned fp32 tensors."""
+    found = []
+    for name, switches in {
+        "update_score": {"UPDATE": True, "SCORE": True},
+        "update": {"UPDATE": True, "SCORE": False},
+        "score": {"UPDATE": False, "SCORE": True},
+        "update_score_metric": {"UPDATE": True, "SCORE": True, "METRIC": True},
+        "update_score_row_decay": {"UPDATE": True, "SCORE": True, "ROW_DECAY": True},
+    }.items():
+        constants: dict[str, Any] = {
+            "CACHE_DTYPE": tl.float32,
+            "REFERENCE_DTYPE": tl.float32,
+            "CANDIDATE_DTYPE": tl.float32,
+            "ROW_DECAY": False,
+            "METRIC": False,
+            "ALIGNED": True,
+            "CHUNK": cache_update_dot.CHUNK,
+            "BLOCK": cache_update_dot.BLOCK,
+            **switches,
+        }
+        found.append(
+            _Variant(
+                name=f"cache_update_dot/{name}",
+                function=cache_update_dot._cache_update_dot_kernel,
+                signature={
+                    "tensors_ptr": "*i64",
+                    "scalars_ptr": "*fp32",
+                    "chunks_ptr": "*i64",
+                    "partials_ptr": "*fp32",
+                    "decay": "fp32",
+                    "new_weight": "fp32",
+                },
+                constants=constants,
+                one_block={"CHUNK": cache_update_dot.BLOCK},
+                n_warps=cache_update_dot.N_WARPS,
+                n_elements=cache_update_dot.BLOCK,
+            )
+        )
+    return found
+
+
+def measure(variant: _Variant, target_name: str) -> Resources:
+    """Compile one variant for one target and read its machine code."""
+    target = TARGETS[target_name]
+    shipped = _compile(variant, target, variant.constants)
+    accesses = _accesses(_compile(variant, target, variant.constants | variant.one_block), target)
+    registers, spills = _registers(shipped, target)
+    load_bits = max(bits for kind, bits in accesses if kind in ("ld", "load"))
+    n_wide = sum(bits == load_bits for _, bits in accesses)
+    n_threads = variant.n_warps * target.warp_size
+    return Resources(
+        kernel=variant.name,
+        target=target_name,
+        registers=registers,
+        spills=spills,
+        load_bits=load_bits,
+        bytes_per_element=n_wide * load_bits / 8 * n_threads / variant.n_elements,
+    )
+
+
+def _compile(variant: _Variant, target: GPUTarget, constants: dict[str, Any]) -> str:
+    """Return the assembly text (PTX or AMDGCN)."""
+    names = variant.function.arg_names
+    signature = {name: variant.signature.get(name, "constexpr") for name in names}
+    aligned = {
+        (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*"
+    }
+    compiled = triton.compile(
+        ASTSource(variant.function, signature, constants, aligned),
+        target=target,
+        options={"num_warps": variant.n_warps},
+    )
+    text: str = compiled.asm["ptx" if target.backend == "cuda" else "amdgcn"]
+    return text
+
+
+def _accesses(text: str, target: GPUTarget) -> list[tuple[str, int]]:
+    """List kind and width in bits of every global load and store."""
+    if target.backend == "cuda":
+        pattern = r"\b(ld|st)\.global(?:\.\w+::\w+)*(?:\.v(\d))?\.[bfus](\d+)"
+        found = re.findall(pattern, text)
+        return [(kind, int(count or 1) * int(bits)) for kind, count, bits in found]
+    found = re.findall(r"\b(?:buffer|global|flat)_(load|store)_dword(?:x(\d))?\b", text)
+    return [(kind, 32 * int(count or 1)) for kind, count in found]
+
+
+def _registers(text: str, target: GPUTarget) -> tuple[int, int]:
+    """Return registers per thread and what was spilled."""
+    if target.backend == "hip":
+        count, spills = (re.findall(rf"\.vgpr_{n}:\s+(\d+)", text)[0] for n in _AMD_FIELDS)
+        return int(count), int(spills)
+    architecture = re.findall(r"\.target (sm_\w+)", text)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(text)
+        # The assembler that Triton ships.
+        command = [get_ptxas(target.arch).path, "-v", f"--gpu-name={architecture}", str(source)]
+        command += ["-o", str(Path(folder) / "kernel.cubin")]
+        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+    spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
+    return int(re.findall(r"Used (\d+) registers", report)[0]), sum(map(int, spilled))
+
+
+def main() -> None:
+    """Print the resources of every kernel variant on every target, one JSON object a line."""
+    for target_name in TARGETS:
+        for variant in variants():
+            print(json.dumps(asdict(measure(variant, target_name))))  # noqa: T201 - a command
+
+
+if __name__ == "__main__":
+    main()

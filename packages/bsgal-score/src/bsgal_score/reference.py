@@ -1,0 +1,61 @@
+"""The definition of correct: every operation in plain float64 torch, written for reading.
+
+Tests and benchmarks compare the fast implementations with these functions. Nothing here is fast,
+nothing here works in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ._types import CacheSums, TensorMetric
+
+
+def metric_weight(metric: TensorMetric | None, like: Tensor) -> Tensor:
+    """Compute the diagonal s of Σ x·s·y, in float64 and in the shape of `like`."""
+    weight = torch.ones(like.shape, dtype=torch.float64, device=like.device)
+    if metric is None:
+        return weight
+    if metric.second_moment is not None:
+        corrected = metric.second_moment.double() / metric.bias_correction
+        weight = weight / (corrected.sqrt() + metric.eps)
+    return weight * metric.scale
+
+
+def cache_update_dot(
+    cache: Sequence[Tensor],
+    reference: Sequence[Tensor | None] | None,
+    candidate: Sequence[Tensor | None] | None,
+    *,
+    decay: float = 0.0,
+    row_decay: Sequence[Tensor | None] | None = None,
+    metric: Sequence[TensorMetric | None] | None = None,
+) -> tuple[list[Tensor], CacheSums]:
+    """Return c ← decay·c + (1 - decay)·g, and ⟨c, k⟩, ⟨c, c⟩, ⟨k, k⟩ with the new c.
+
+    The new c is rounded to the dtype of the cache before it enters the sums, since that is what a
+    later call will find there. Arguments as in `bsgal_score.ops.cache_update_dot`.
+    """
+    new_cache: list[Tensor] = []
+    sums = torch.zeros(3, dtype=torch.float64, device=cache[0].device)
+    for index, old in enumerate(cache):
+        new = old.double()
+        if reference is not None:
+            gradient = reference[index]
+            gradient64 = torch.zeros_like(new) if gradient is None else gradient.double()
+            rows = None if row_decay is None else row_decay[index]
+            weight: Tensor | float = decay
+            if rows is not None:
+                weight = rows.double().reshape(-1, *[1] * (old.dim() - 1))
+            new = weight * new + (1 - weight) * gradient64
+        new_cache.append(new.to(old.dtype))
+        c = new_cache[-1].double()
+        k64 = torch.zeros_like(c)
+        if candidate is not None and (k := candidate[index]) is not None:
+            k64 = k.double()
+        s = metric_weight(None if metric is None else metric[index], old)
+        sums += torch.stack([(c * s * k64).sum(), (c * s * c).sum(), (k64 * s * k64).sum()])
+    return new_cache, CacheSums(*sums.unbind())
