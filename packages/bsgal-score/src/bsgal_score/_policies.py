@@ -1,12 +1,39 @@
-"""Policies that turn a contribution into a verdict."""
+"""Policies that turn a contribution into a verdict.
+
+Every policy has `decide`, `step` (called once per training step), `state_dict` and
+`load_state_dict`. A policy that resumes from its state decides bit for bit like one that went on.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from ._verdict import Decision, Verdict
 from .errors import StateMismatchError
+
+
+class Policy(Protocol):
+    """What `PerGroup` asks of the policies it holds."""
+
+    def decide(self, contribution: float | None) -> Decision:
+        """Judge one unit; None means that there is no evidence."""
+        ...
+
+    def step(self) -> None:
+        """Note that a training step is over."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all that later decisions depend on."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state."""
+        ...
 
 
 def judge(contribution: float | None, threshold: float) -> Decision:
@@ -42,18 +69,235 @@ class FixedThreshold:
         """Judge one unit; None means that there is no evidence."""
         return judge(contribution, self.threshold)
 
+    def step(self) -> None:
+        """Do nothing: this threshold never moves."""
+
     def state_dict(self) -> dict[str, Any]:
         """Return what `load_state_dict` checks: this policy learns nothing."""
         return {"threshold": self.threshold}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Check that a saved state came from the same threshold.
 
         Raises:
             StateMismatchError: If it did not.
         """
-        if state.get("threshold") != self.threshold:
+        _check_settings(state, self.state_dict(), ("threshold",))
+
+
+class LinearSchedule:
+    """A number that moves linearly from `start` to `end` over `total_steps` calls of `step`.
+
+    Pass it as `kept_share` of a `QuantileThreshold`, which then steps it.
+
+    Args:
+        start: Value before the first step.
+        end: Value after `total_steps` steps and ever after.
+        total_steps: At least 1.
+
+    Example:
+        >>> schedule = LinearSchedule(1.0, 0.5, total_steps=2)
+        >>> schedule.step()
+        >>> schedule.value
+        0.75
+    """
+
+    def __init__(self, start: float, end: float, total_steps: int) -> None:
+        if total_steps < 1:
+            raise ValueError(f"`total_steps` must be at least 1, got {total_steps}")
+        self.start, self.end, self.total_steps = float(start), float(end), int(total_steps)
+        self.n_steps = 0
+
+    @property
+    def value(self) -> float:
+        """The number now."""
+        done = min(self.n_steps / self.total_steps, 1.0)
+        return self.start + (self.end - self.start) * done
+
+    def step(self) -> None:
+        """Move on by one step."""
+        self.n_steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings and the number of steps."""
+        return {
+            "start": self.start,
+            "end": self.end,
+            "total_steps": self.total_steps,
+            "n_steps": self.n_steps,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state.
+
+        Raises:
+            StateMismatchError: If it was saved by another schedule.
+        """
+        _check_settings(state, self.state_dict(), ("start", "end", "total_steps"))
+        self.n_steps = int(state["n_steps"])
+
+
+class QuantileThreshold:
+    """Accept about the best `kept_share` of units, measured on the last `window` contributions.
+
+    The threshold is the (1 - kept_share) quantile of the window (linear between neighbours, as
+    `numpy.quantile`), read before the new contribution enters the window. Rejected contributions
+    enter too; units without evidence and non-finite contributions do not.
+
+    Args:
+        kept_share: Share to accept, in [0, 1], or a `LinearSchedule` of it.
+        window: Number of contributions remembered, at least 1.
+        initial_threshold: Threshold until the window holds a contribution.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        kept_share: float | LinearSchedule,
+        window: int = 1000,
+        *,
+        initial_threshold: float = 0.0,
+    ) -> None:
+        ends: tuple[float, ...]
+        if isinstance(kept_share, LinearSchedule):
+            ends = (kept_share.start, kept_share.end)
+        else:
+            ends = (kept_share,)
+        if not all(0.0 <= share <= 1.0 for share in ends):
+            raise ValueError(f"`kept_share` must lie in [0, 1], got {' to '.join(map(str, ends))}")
+        if window < 1:
+            raise ValueError(f"`window` must be at least 1, got {window}")
+        if not math.isfinite(initial_threshold):
+            raise ValueError(f"`initial_threshold` must be finite, got {initial_threshold}")
+        self._kept_share = kept_share
+        self.window = int(window)
+        self.initial_threshold = float(initial_threshold)
+        self._recent: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    @property
+    def kept_share(self) -> float:
+        """The share to accept now."""
+        if isinstance(self._kept_share, LinearSchedule):
+            return self._kept_share.value
+        return self._kept_share
+
+    @property
+    def threshold(self) -> float:
+        """What the next contribution will be compared with."""
+        if not self._sorted:
+            return self.initial_threshold
+        position = (1.0 - self.kept_share) * (len(self._sorted) - 1)
+        below = math.floor(position)
+        above = min(below + 1, len(self._sorted) - 1)
+        low, high = self._sorted[below], self._sorted[above]
+        return low + (high - low) * (position - below)
+
+    def decide(self, contribution: float | None) -> Decision:
+        """Judge one unit, then remember its contribution; None means that there is no evidence."""
+        decision = judge(contribution, self.threshold)
+        if contribution is not None and decision.verdict is not Verdict.NONFINITE:
+            self._remember(float(contribution))
+        return decision
+
+    def step(self) -> None:
+        """Move the schedule of the kept share on by one training step, if there is one."""
+        if isinstance(self._kept_share, LinearSchedule):
+            self._kept_share.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings and the window, oldest contribution first."""
+        share = self._kept_share
+        return {
+            "kept_share": None if isinstance(share, LinearSchedule) else share,
+            "schedule": share.state_dict() if isinstance(share, LinearSchedule) else None,
+            "window": self.window,
+            "initial_threshold": self.initial_threshold,
+            "recent": list(self._recent),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state.
+
+        Raises:
+            StateMismatchError: If it was saved with other settings.
+        """
+        expected = self.state_dict()
+        _check_settings(state, expected, ("kept_share", "window", "initial_threshold"))
+        if isinstance(self._kept_share, LinearSchedule):
+            if state["schedule"] is None:
+                raise StateMismatchError("the saved policy has no schedule, this one has")
+            self._kept_share.load_state_dict(state["schedule"])
+        self._recent = deque(state["recent"])
+        self._sorted = sorted(self._recent)
+
+    def _remember(self, contribution: float) -> None:
+        self._recent.append(contribution)
+        insort(self._sorted, contribution)
+        if len(self._recent) > self.window:
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+
+
+class PerGroup:
+    """One policy per group of units, for example per frequency group of an LVIS category.
+
+    Args:
+        policies: Group name to policy. A policy object must not serve two groups.
+
+    Example:
+        >>> policy = PerGroup({"r": FixedThreshold(-0.1), "f": FixedThreshold(0.0)})
+        >>> policy.decide(-0.05, "r").verdict.value, policy.decide(-0.05, "f").verdict.value
+        ('accept', 'reject')
+    """
+
+    def __init__(self, policies: Mapping[str, Policy]) -> None:
+        if not policies:
+            raise ValueError("`policies` must hold at least one group, got none")
+        if len({id(policy) for policy in policies.values()}) < len(policies):
+            raise ValueError("`policies` must be distinct objects, got one for several groups")
+        self.policies = dict(policies)
+
+    def decide(self, contribution: float | None, group: str) -> Decision:
+        """Judge one unit by the policy of its group.
+
+        Raises:
+            ValueError: If there is no such group.
+        """
+        if group not in self.policies:
+            raise ValueError(f"`group` must be one of {sorted(self.policies)}, got {group!r}")
+        return self.policies[group].decide(contribution)
+
+    def step(self) -> None:
+        """Step every policy."""
+        for policy in self.policies.values():
+            policy.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states of all policies."""
+        return {group: policy.state_dict() for group, policy in self.policies.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state.
+
+        Raises:
+            StateMismatchError: If the groups or the settings of a policy differ.
+        """
+        if sorted(state) != sorted(self.policies):
             raise StateMismatchError(
-                f"the saved state has threshold {state.get('threshold')}, this policy has "
-                f"{self.threshold}; make the policy with the saved threshold"
+                f"the saved policy has groups {sorted(state)}, this one {sorted(self.policies)}"
+            )
+        for group, policy in self.policies.items():
+            policy.load_state_dict(state[group])
+
+
+def _check_settings(
+    saved: Mapping[str, Any], expected: Mapping[str, Any], names: tuple[str, ...]
+) -> None:
+    for name in names:
+        if saved.get(name) != expected[name]:
+            raise StateMismatchError(
+                f"the saved state has {name} {saved.get(name)}, this object has {expected[name]}; "
+                "make it with the saved settings"
             )
