@@ -1,0 +1,57 @@
+"""Generate single-object images for every category of a data set, reproducibly."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from ._categories import Category, load_categories
+from ._image_set import ImageRow, ImageSet
+from ._plan import GenerationPlan, Sample, derive_seed
+from ._templates import TEMPLATES, PromptTemplate
+from .config import SamplingConfig
+from .progress import GenerationProgress
+
+if TYPE_CHECKING:
+    from ._generate import generate
+    from ._pipelines import ImagePipeline, load_pipeline, tiny_pipeline_path
+    from ._verify import VerifyReport, verify
+
+__version__ = version("bsgal-generate")
+
+__all__ = [
+    "TEMPLATES",
+    "Category",
+    "GenerationPlan",
+    "GenerationProgress",
+    "ImagePipeline",
+    "ImageRow",
+    "ImageSet",
+    "PromptTemplate",
+    "Sample",
+    "SamplingConfig",
+    "VerifyReport",
+    "derive_seed",
+    "generate",
+    "load_categories",
+    "load_pipeline",
+    "tiny_pipeline_path",
+    "verify",
+]
+
+# These need torch, which is slow to import, so they are loaded when first used.
+_LAZY = {
+    "generate": "_generate",
+    "ImagePipeline": "_pipelines",
+    "load_pipeline": "_pipelines",
+    "tiny_pipeline_path": "_pipelines",
+    "VerifyReport": "_verify",
+    "verify": "_verify",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_LAZY[name]}", __name__), name)

@@ -1,0 +1,241 @@
+"""The image set on disk: `meta.json`, an append-only `manifest.jsonl`, and PNG files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePosixPath
+from sys import intern
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ._jsonl import JsonlAppender, read_jsonl, write_atomically
+from ._meta import META_NAME, check_unchanged, read_meta, with_schema, write_meta
+from .errors import ImageSetError
+
+MANIFEST_NAME = "manifest.jsonl"
+
+Status = Literal["ok", "flagged", "blank", "nonfinite", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRow:
+    """One line of the manifest: one attempt at one sample.
+
+    Attributes:
+        sample_id: Unique in the set; of several rows with the same id the last one counts.
+        category_id: The category's id.
+        category_name: The category's name as the data set spells it.
+        prompt_id: Which template or prompt line was used.
+        prompt: The text given to the pipeline.
+        negative_prompt: The text to steer away from, or None.
+        seed: Seed of this image's own generator.
+        attempt: 0 for the first draw, 1 for the first redraw and so on.
+        model: The pipeline's id.
+        scheduler: Class name of the scheduler.
+        num_inference_steps: Denoising steps.
+        guidance_scale: Strength of the prompt.
+        height: Height in pixels.
+        width: Width in pixels.
+        file: Path relative to the set's root, with forward slashes; None if no image was kept.
+        sha256: Hash of the file's bytes; None if there is no file.
+        status: `ok`, or why there is no image: `flagged` by the pipeline's own safety checker,
+            `blank`, `nonfinite`, or `failed`.
+        reason: One sentence for people; None if there is nothing to say.
+    """
+
+    sample_id: str
+    category_id: int
+    category_name: str
+    prompt_id: str
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    attempt: int = 0
+    model: str
+    scheduler: str
+    num_inference_steps: int
+    guidance_scale: float
+    height: int
+    width: int
+    file: str | None
+    sha256: str | None
+    status: Status
+    reason: str | None
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any], where: str) -> ImageRow:
+        """Build a row from a manifest line; keys this version does not know are left out.
+
+        Raises:
+            ImageSetError: A key is missing, the status is unknown, or the file leaves the set.
+        """
+        if missing := [name for name in _REQUIRED if name not in value]:
+            raise ImageSetError(f"{where}: the row lacks {missing[0]!r}")
+        row = cls(**{name: _shared(value[name]) for name in _NAMES if name in value})
+        if row.status not in get_args(Status):
+            raise ImageSetError(
+                f"{where}: `status` must be one of {get_args(Status)}, got {row.status!r}"
+            )
+        if row.file is not None:
+            file = PurePosixPath(row.file)
+            if file.is_absolute() or ".." in file.parts or "\\" in row.file:
+                raise ImageSetError(f"{where}: `file` must stay inside the set, got {row.file!r}")
+        return row
+
+
+_NAMES = tuple(field.name for field in fields(ImageRow))
+_REQUIRED = tuple(name for name in _NAMES if name != "attempt")
+
+
+def _shared(value: Any) -> Any:
+    # A million rows repeat a few thousand prompts; keep one copy of each.
+    return intern(value) if type(value) is str else value
+
+
+class ImageSet:
+    """A finished or half-finished image set, opened for reading.
+
+    Attributes:
+        root: The folder.
+        meta: Content of `meta.json`.
+        rows: The row that counts of every sample, in the order in which samples first appear.
+    """
+
+    def __init__(self, root: Path, meta: dict[str, Any], attempts: list[ImageRow]) -> None:
+        self.root = root
+        self.meta = meta
+        self.attempts = attempts
+        self.rows: tuple[ImageRow, ...] = tuple({row.sample_id: row for row in attempts}.values())
+
+    @classmethod
+    def open(cls, path: str | Path) -> ImageSet:
+        """Read `meta.json` and the manifest; images are read one by one on request.
+
+        Args:
+            path: The set's folder.
+
+        Raises:
+            ImageSetError: The folder is no image set, has another schema, or a damaged manifest.
+        """
+        root = Path(path)
+        meta = read_meta(root)
+        if meta is None:
+            raise ImageSetError(f"{root} is not an image set: it has no {META_NAME}")
+        manifest = root / MANIFEST_NAME
+        attempts = [
+            ImageRow.from_json(value, f"{manifest}, line {number}")
+            for number, value in read_jsonl(manifest)
+        ]
+        return cls(root, meta, attempts)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[ImageRow]:
+        return iter(self.rows)
+
+    def read_image(self, row: ImageRow) -> npt.NDArray[np.uint8]:
+        """Return a row's image as uint8 RGB of shape (H, W, 3).
+
+        Raises:
+            ImageSetError: The row has no image, or its file is missing or damaged.
+        """
+        if row.file is None:
+            raise ImageSetError(f"sample {row.sample_id} has no image: it is {row.status}")
+        path = self.root / row.file
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ImageSetError(f"sample {row.sample_id}: cannot read {path}: {error}") from error
+        if hashlib.sha256(content).hexdigest() != row.sha256:
+            raise ImageSetError(
+                f"sample {row.sample_id}: {path} is damaged (its hash is not the manifest's); run "
+                "the generation again to redraw it"
+            )
+        with Image.open(io.BytesIO(content)) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def has_file(self, row: ImageRow) -> bool:
+        """Return whether a row's file is there and has the bytes that were recorded."""
+        if row.file is None:
+            return False
+        try:
+            content = (self.root / row.file).read_bytes()
+        except OSError:
+            return False
+        return hashlib.sha256(content).hexdigest() == row.sha256
+
+
+class ImageSetWriter:
+    """Adds images to a set; every image is on the disk before the row that names it.
+
+    Use it as a context manager. Opening a folder that already holds a set continues it.
+
+    Args:
+        root: The set's folder; made if it is missing.
+        meta: `config`, `model` and `versions` as they go into `meta.json`. `config`
+            and the model's weight hash must agree with those of a set that is continued.
+
+    Raises:
+        ConfigChangedError: The folder holds a set with another config or model.
+        ImageSetError: The folder cannot be written, or holds something of another schema.
+    """
+
+    def __init__(self, root: str | Path, meta: Mapping[str, Any]) -> None:
+        self.root = Path(root)
+        new = with_schema(meta)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            old = read_meta(self.root)
+            if old is None:
+                write_meta(self.root, new)
+            else:
+                check_unchanged(self.root, old, new)
+            self._manifest = JsonlAppender(self.root / MANIFEST_NAME)
+        except OSError as error:
+            raise ImageSetError(f"cannot write to {self.root}: {error}") from error
+
+    def add(self, row: ImageRow, image: npt.NDArray[np.uint8] | None) -> ImageRow:
+        """Store one image (or none) and its row.
+
+        Args:
+            row: The row; `file` and `sha256` are filled in here.
+            image: uint8 RGB of shape (H, W, 3), or None where nothing is to be kept.
+
+        Returns:
+            The row as written.
+        """
+        values = asdict(row)
+        if image is not None:
+            folder = self.root / "images" / str(row.category_id)
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{row.sample_id}.png"
+            buffer = io.BytesIO()
+            Image.fromarray(image).save(buffer, "PNG", compress_level=3)
+            write_atomically(path, buffer.getvalue())
+            values["file"] = path.relative_to(self.root).as_posix()
+            values["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+        self._manifest.append(values)
+        return ImageRow(**values)
+
+    def close(self) -> None:
+        """Flush the manifest to the disk."""
+        self._manifest.close()
+
+    def __enter__(self) -> ImageSetWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

@@ -1,0 +1,88 @@
+"""Append-only JSON lines and atomic files: nothing half written is ever taken for whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import ImageSetError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name in the same folder, then move it into place."""
+    temporary = path.with_name(f".{path.name}.partial")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) of every whole line; a last line without its end is dropped.
+
+    Raises:
+        ImageSetError: A whole line is not a JSON object.
+    """
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                value = json.loads(line)
+            except ValueError as error:
+                raise ImageSetError(f"{path}, line {number}: not valid JSON: {error}") from error
+            if not isinstance(value, dict):
+                raise ImageSetError(f"{path}, line {number}: must be a JSON object, got {value!r}")
+            yield number, value
+
+
+class JsonlAppender:
+    """Appends objects to a JSON-lines file, each with one write; cuts a torn last line first."""
+
+    def __init__(self, path: Path) -> None:
+        _cut_torn_line(path)
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, value: Mapping[str, Any]) -> None:
+        """Write one object as one line."""
+        self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+
+    def close(self) -> None:
+        """Make sure that everything is on the disk, and close the file."""
+        if not self._file.closed:
+            os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> JsonlAppender:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        # Rows are short, so the last line's start is near; go back block by block all the same.
+        keep, block = end, 1 << 16
+        while keep > 0:
+            start = max(0, keep - block)
+            file.seek(start)
+            newline = file.read(keep - start).rfind(b"\n")
+            if newline >= 0:
+                keep = start + newline + 1
+                break
+            keep = start
+        if keep < end:
+            file.truncate(keep)

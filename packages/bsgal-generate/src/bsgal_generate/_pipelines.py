@@ -1,0 +1,271 @@
+"""Any diffusers text-to-image pipeline behind one call: prompts and seeds in, pixels out."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ._decoder_guard import guarded_decoder
+from ._plan import Sample
+from ._weight_hash import weight_hash
+from .config import SamplingConfig
+from .errors import ModelNotFoundError
+
+TINY = "tiny"
+_TINY_DEFAULTS = {"num_inference_steps": 20, "guidance_scale": 3.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """What a pipeline returned for a batch, before anything is judged or rounded.
+
+    Attributes:
+        pixels: float32 of shape (N, H, W, 3); in [0, 1] where finite.
+        flagged: The verdict of the pipeline's safety checker for every image; False without one.
+        nonfinite: Whether the decoder's output had NaN or infinite values.
+        decoded_again: Whether half precision overflowed and the image was decoded in float32.
+    """
+
+    pixels: npt.NDArray[np.float32]
+    flagged: tuple[bool, ...]
+    nonfinite: tuple[bool, ...]
+    decoded_again: tuple[bool, ...]
+
+
+class ImagePipeline:
+    """A diffusers text-to-image pipeline together with what identifies it.
+
+    Args:
+        pipeline: The diffusers pipeline, on the device and in the dtype it is to run in.
+        model_id: How the pipeline is named in the manifest.
+        revision: Commit or branch the weights came from, or None.
+        defaults: Values for `num_inference_steps` and `guidance_scale` that replace those of the
+            pipeline's own signature.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        model_id: str,
+        revision: str | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.pipeline = pipeline
+        self.model_id = model_id
+        self.revision = revision
+        self.weight_hash = weight_hash(pipeline.components)
+        self._parameters = inspect.signature(pipeline.__call__).parameters
+        self._defaults = dict(defaults or {})
+        pipeline.set_progress_bar_config(disable=True)
+
+    @property
+    def scheduler_name(self) -> str:
+        """Class name of the scheduler."""
+        return type(self.pipeline.scheduler).__name__
+
+    @property
+    def device(self) -> str:
+        """Device the pipeline runs on."""
+        return str(self.pipeline.device)
+
+    def describe(self) -> dict[str, Any]:
+        """Return class, dtype and scheduler settings as JSON values."""
+        settings = {k: v for k, v in self.pipeline.scheduler.config.items() if k[:1] != "_"}
+        return {
+            "class": type(self.pipeline).__name__,
+            "dtype": str(self.pipeline.dtype).removeprefix("torch."),
+            "scheduler": {"class": self.scheduler_name, **settings},
+        }
+
+    def resolve(self, config: SamplingConfig) -> tuple[int, float]:
+        """Return steps and guidance scale; the pipeline's defaults stand in for None."""
+        steps = config.num_inference_steps or self._default("num_inference_steps")
+        guidance = config.guidance_scale
+        return steps, float(self._default("guidance_scale") if guidance is None else guidance)
+
+    def _default(self, name: str) -> Any:
+        return self._defaults.get(name, self._parameters[name].default)
+
+    def draw(self, samples: Sequence[Sample], config: SamplingConfig) -> Drawing:
+        """Draw one image per sample, each from its own generator.
+
+        The generators live on the CPU whatever the device, so that the initial noise of a seed is
+        the same everywhere.
+
+        Args:
+            samples: The batch; all must have the same negative prompt.
+            config: The sampling settings.
+
+        Raises:
+            ValueError: The pipeline does not take one of the settings.
+        """
+        steps, guidance = self.resolve(config)
+        arguments: dict[str, Any] = {
+            "prompt": [sample.prompt for sample in samples],
+            "generator": [torch.Generator("cpu").manual_seed(s.seed) for s in samples],
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "output_type": "np",
+        }
+        if samples[0].negative_prompt is not None:
+            arguments["negative_prompt"] = [sample.negative_prompt for sample in samples]
+        if config.height is not None:
+            arguments["height"] = config.height
+        if config.width is not None:
+            arguments["width"] = config.width
+        if unknown := arguments.keys() - self._parameters.keys():
+            raise ValueError(
+                f"{type(self.pipeline).__name__} does not take {', '.join(sorted(unknown))}"
+            )
+        with guarded_decoder(self.pipeline) as decoded:
+            output = self.pipeline(**arguments)
+        flagged = getattr(output, "nsfw_content_detected", None)
+        positions = range(len(samples))
+        return Drawing(
+            pixels=np.asarray(output.images, dtype=np.float32),
+            flagged=tuple(bool(flag) for flag in flagged or [False] * len(samples)),
+            nonfinite=tuple(i in decoded.nonfinite for i in positions),
+            decoded_again=tuple(i in decoded.decoded_again for i in positions),
+        )
+
+
+def tiny_pipeline_path() -> Path:
+    """Return the folder of the built-in `tiny` pipeline, in diffusers' layout."""
+    return Path(__file__).with_name("tiny")
+
+
+def load_pipeline(
+    model: str | Path = TINY,
+    *,
+    revision: str | None = None,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    scheduler: str | None = None,
+) -> ImagePipeline:
+    """Load a text-to-image pipeline.
+
+    Nothing is downloaded unless both an id and a revision are given.
+
+    Args:
+        model: `"tiny"` for the built-in one, a local folder in diffusers' layout, or a hub id such
+            as `"owner/name"`.
+        revision: Commit or branch of a hub id; allows downloading.
+        device: Where to run; None takes the first GPU there is, else the CPU.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`; None takes float16 on a GPU, float32
+            elsewhere.
+        scheduler: Class name of another diffusers scheduler, for example
+            `"DPMSolverMultistepScheduler"`; None keeps the pipeline's own.
+
+    Returns:
+        The pipeline, ready to draw.
+
+    Raises:
+        ModelNotFoundError: There is no such pipeline here; the message says how to get it.
+        ValueError: Unknown dtype or scheduler.
+    """
+    device = torch.device(device or _best_device())
+    dtype = _resolve_dtype(dtype, device)
+    name = str(model)
+    source = tiny_pipeline_path() if name == TINY else model
+    pipeline = _from_pretrained(source, name, revision, dtype)
+    if scheduler is not None:
+        pipeline.scheduler = _scheduler_class(scheduler).from_config(pipeline.scheduler.config)
+    pipeline.to(device)
+    return ImagePipeline(
+        pipeline, name, revision, defaults=_TINY_DEFAULTS if name == TINY else None
+    )
+
+
+def _from_pretrained(
+    source: str | Path, name: str, revision: str | None, dtype: torch.dtype
+) -> Any:
+    import diffusers
+
+    is_local = isinstance(source, Path) or Path(source).exists() or _looks_like_path(source)
+    if is_local and not (Path(source) / "model_index.json").is_file():
+        if name == TINY:
+            raise ModelNotFoundError(
+                f"the built-in pipeline is missing from this installation ({source}); install "
+                "bsgal-generate again, or give the folder of another pipeline"
+            )
+        raise ModelNotFoundError(
+            f"no diffusers pipeline at {name}: the folder has no model_index.json; save one there "
+            "with `pipeline.save_pretrained(folder)`, or use the built-in one: tiny"
+        )
+    # diffusers renamed the argument in 0.40 and warns about the old name since.
+    version = tuple(int(part) for part in diffusers.__version__.split(".")[:2])
+    dtype_argument = "dtype" if version >= (0, 40) else "torch_dtype"
+    offline = is_local or revision is None
+    try:
+        # A download shows its progress; reading files from the disk has none worth showing.
+        with _without_loading_bars() if offline else nullcontext():
+            return diffusers.DiffusionPipeline.from_pretrained(
+                str(source),
+                revision=None if is_local else revision,
+                local_files_only=offline,
+                use_safetensors=True,
+                **{dtype_argument: dtype},
+            )
+    except OSError as error:
+        advice = (
+            "Its folder is incomplete."
+            if is_local
+            else f"Get it with `hf download {name} --local-dir FOLDER` and give FOLDER as the "
+            "model, or give a revision to allow the download here; HF_ENDPOINT points at a mirror."
+        )
+        raise ModelNotFoundError(f"cannot load the pipeline {name!r}: {error}\n{advice}") from error
+
+
+@contextmanager
+def _without_loading_bars() -> Iterator[None]:
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    shown = [
+        log for log in (diffusers_logging, transformers_logging) if log.is_progress_bar_enabled()
+    ]
+    for log in shown:
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log in shown:
+            log.enable_progress_bar()
+
+
+def _looks_like_path(source: str) -> bool:
+    return source.startswith((".", "/", "~")) or "\\" in source or source.count("/") != 1
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.float16
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if dtype not in names:
+        raise ValueError(f"`dtype` must be one of {', '.join(names)}, got {dtype!r}")
+    return names[dtype]
+
+
+def _scheduler_class(name: str) -> Any:
+    import diffusers
+
+    found = getattr(diffusers, name, None)
+    if found is None or not name.endswith("Scheduler"):
+        raise ValueError(f"`scheduler` must name a scheduler class of diffusers, got {name!r}")
+    return found

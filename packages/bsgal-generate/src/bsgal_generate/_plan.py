@@ -1,0 +1,147 @@
+"""The list of images to make, each with its own prompt and seed, before any model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ._categories import Category, check_categories
+from ._templates import TEMPLATES, PromptTemplate, fill_for_all
+from .errors import PromptError
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return a seed that depends on the parts alone, the same on every machine and Python version.
+
+    Args:
+        parts: Integers and strings; their order and their boundaries matter.
+
+    Returns:
+        An integer in [0, 2**53), so that any JSON reader keeps every digit of it.
+    """
+    text = "".join(f"{len(str(part))}:{part}," for part in parts)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image to make.
+
+    Attributes:
+        sample_id: Unique in the plan and safe as a file name.
+        category_id: The category's id.
+        category_name: The category's name as the data set spells it.
+        prompt_id: Which template or prompt line was used.
+        prompt: The text that is given to the pipeline.
+        negative_prompt: The text to steer away from, or None.
+        seed: Seed of this image's own random generator.
+        attempt: 0 for the first draw; each redraw counts up and has another seed.
+    """
+
+    sample_id: str
+    category_id: int
+    category_name: str
+    prompt_id: str
+    prompt: str
+    negative_prompt: str | None
+    seed: int
+    attempt: int = 0
+
+    def redrawn(self, attempt: int) -> Sample:
+        """Return the same sample for a further attempt, with the seed of that attempt.
+
+        Args:
+            attempt: Which attempt, counted from 0; must be called on the sample of attempt 0.
+        """
+        if attempt == 0:
+            return self
+        return replace(self, seed=derive_seed(self.seed, "redraw", attempt), attempt=attempt)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerationPlan:
+    """Categories x prompts x images, enumerated in a fixed order.
+
+    A sample's seed is derived from the plan's seed, the category id, the prompt id and the sample's
+    index under that prompt. It does not depend on the other categories, on the number of images or
+    on batches, so one image can be made again alone, and a larger plan contains the smaller one.
+
+    Attributes:
+        categories: What to draw; sorted by id on construction.
+        images_per_category: How many images of each category; they take turns over its prompts.
+        seed: Seed of the whole run.
+        templates: The prompts to use.
+        negative_prompt: What every image should steer away from, or None.
+    """
+
+    categories: tuple[Category, ...]
+    images_per_category: int
+    seed: int = 0
+    templates: tuple[PromptTemplate, ...] = (TEMPLATES["single"],)
+    negative_prompt: str | None = None
+    _prompts: dict[int, tuple[tuple[str, str], ...]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if type(self.images_per_category) is not int or self.images_per_category < 1:
+            raise ValueError(
+                "`images_per_category` must be an int of at least 1, got "
+                f"{self.images_per_category!r}"
+            )
+        if type(self.seed) is not int:
+            raise TypeError(f"`seed` must be an int, got {self.seed!r}")
+        if not self.templates:
+            raise PromptError("`templates` must hold at least one template")
+        prompt_ids = [template.prompt_id for template in self.templates]
+        if len(set(prompt_ids)) < len(prompt_ids):
+            raise PromptError(f"`templates` must have different prompt ids, got {prompt_ids}")
+        ordered = check_categories(self.categories, where="`categories`")
+        filled = {t.prompt_id: fill_for_all(t, ordered) for t in self.templates}
+        prompts = {
+            category.category_id: tuple((p, filled[p][category.category_id]) for p in prompt_ids)
+            for category in ordered
+        }
+        object.__setattr__(self, "categories", ordered)
+        object.__setattr__(self, "templates", tuple(self.templates))
+        object.__setattr__(self, "_prompts", prompts)
+
+    def __len__(self) -> int:
+        return len(self.categories) * self.images_per_category
+
+    def __iter__(self) -> Iterator[Sample]:
+        for category in self.categories:
+            prompts = self._prompts[category.category_id]
+            for i in range(self.images_per_category):
+                index, which = divmod(i, len(prompts))
+                yield self._sample(category, *prompts[which], index)
+
+    def _sample(self, category: Category, prompt_id: str, prompt: str, index: int) -> Sample:
+        return Sample(
+            sample_id=f"{category.category_id}-{prompt_id}-{index:05d}",
+            category_id=category.category_id,
+            category_name=category.name,
+            prompt_id=prompt_id,
+            prompt=prompt,
+            negative_prompt=self.negative_prompt,
+            seed=derive_seed(self.seed, category.category_id, prompt_id, index),
+        )
+
+    def prompts_of(self, category_id: int) -> dict[str, str]:
+        """Return the prompts of one category, keyed by prompt id."""
+        return dict(self._prompts[category_id])
+
+    def describe(self) -> dict[str, Any]:
+        """Return the plan as JSON values, complete enough to tell whether two plans agree."""
+        return {
+            "seed": self.seed,
+            "images_per_category": self.images_per_category,
+            "negative_prompt": self.negative_prompt,
+            "categories": {
+                str(category.category_id): {
+                    "name": category.name,
+                    "prompts": self.prompts_of(category.category_id),
+                }
+                for category in self.categories
+            },
+        }

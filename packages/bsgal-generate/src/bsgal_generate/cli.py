@@ -1,0 +1,239 @@
+"""The command `bsgal-generate`: run a plan, look at one, or verify an image set."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ._categories import load_categories
+from ._image_set import ImageSet
+from ._plan import GenerationPlan
+from ._templates import TEMPLATES, PromptTemplate
+from .config import SamplingConfig
+from .errors import PromptError
+from .progress import TextProgress, format_duration
+
+if TYPE_CHECKING:
+    from ._pipelines import ImagePipeline
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return 0 if done, 1 on failure, 130 if interrupted."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        status: int = options.command(options)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        print(f"bsgal-generate: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nbsgal-generate: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
+    from ._generate import generate
+
+    plan = _plan(options)
+    image_set = generate(
+        plan,
+        _pipeline(options),
+        options.out,
+        config=_sampling(options),
+        batch_size=options.batch_size,
+        progress=TextProgress(),
+    )
+    counts = Counter(row.status for row in image_set)
+    print(", ".join(f"{n} {status}" for status, n in counts.items()), f"in {options.out}")
+    return 0
+
+
+def _show_plan(options: argparse.Namespace) -> int:
+    plan = _plan(options)
+    if options.list:
+        for sample in plan:
+            print(json.dumps(asdict(sample), ensure_ascii=False))
+        return 0
+    n_prompts = sum(len(plan.prompts_of(c.category_id)) for c in plan.categories)
+    print(
+        f"{len(plan)} images of {len(plan.categories)} categories, {n_prompts} prompts, for example"
+    )
+    for category in plan.categories[: options.show]:
+        for prompt in plan.prompts_of(category.category_id).values():
+            print(f"  {category.category_id:>5}  {prompt}")
+    if options.measure:
+        from ._measure import seconds_per_image
+
+        seconds = seconds_per_image(
+            plan, _pipeline(options), _sampling(options), options.batch_size
+        )
+        print(
+            f"{seconds:.2f} s per image here, about {format_duration(seconds * len(plan))} in all"
+        )
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from ._verify import verify
+
+    image_set = ImageSet.open(options.image_set)
+    if options.model is None:
+        options.model = image_set.meta["model"]["id"]
+    if options.dtype is None:
+        options.dtype = image_set.meta["config"]["pipeline"]["dtype"]
+    if options.scheduler is None:
+        options.scheduler = image_set.meta["config"]["pipeline"]["scheduler"]["class"]
+    report = verify(
+        image_set,
+        _pipeline(options),
+        n_rows=options.rows,
+        seed=options.seed,
+        batch_size=options.batch_size,
+    )
+    for sample_id, difference in report.grey_level_differences.items():
+        print(f"{sample_id}: {difference} grey levels")
+    for message in report.damaged.values():
+        print(message)
+    print(f"largest difference: {report.largest_difference} of 255 grey levels")
+    return int(bool(report.damaged) or report.largest_difference > options.tolerance)
+
+
+def _plan(options: argparse.Namespace) -> GenerationPlan:
+    return GenerationPlan(
+        categories=load_categories(options.categories),
+        images_per_category=options.images_per_category,
+        seed=options.seed,
+        templates=tuple(map(_template, options.template or ["single"])),
+        negative_prompt=options.negative_prompt,
+    )
+
+
+def _template(text: str) -> PromptTemplate:
+    if text in TEMPLATES:
+        return TEMPLATES[text]
+    prompt_id, equals, template = text.partition("=")
+    if not equals:
+        raise PromptError(
+            f"unknown template {text!r}; known are {', '.join(TEMPLATES)}, and your own is given "
+            "as 'ID=a prompt with {name}'"
+        )
+    return PromptTemplate(prompt_id, template)
+
+
+def _sampling(options: argparse.Namespace) -> SamplingConfig:
+    return SamplingConfig(**{f.name: getattr(options, f.name) for f in fields(SamplingConfig)})
+
+
+def _pipeline(options: argparse.Namespace) -> ImagePipeline:
+    from ._pipelines import load_pipeline
+
+    return load_pipeline(
+        options.model,
+        revision=options.revision,
+        device=options.device,
+        dtype=options.dtype,
+        scheduler=options.scheduler,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bsgal-generate", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run", help="draw a plan's images into an image set, or go on with it"
+    )
+    _add_plan_flags(run)
+    _add_model_flags(run, model="tiny")
+    _add_sampling_flags(run)
+    run.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the image set's folder"
+    )
+    run.set_defaults(command=_run)
+
+    plan = commands.add_parser("plan", help="show what run would draw, and how long it would take")
+    _add_plan_flags(plan)
+    _add_model_flags(plan, model="tiny")
+    _add_sampling_flags(plan)
+    plan.add_argument("--show", type=int, default=10, metavar="N", help="categories to show")
+    plan.add_argument("--list", action="store_true", help="print every sample as a line of JSON")
+    plan.add_argument("--measure", action="store_true", help="load the model and time one batch")
+    plan.set_defaults(command=_show_plan)
+
+    check = commands.add_parser("verify", help="draw some of a set's images again and compare")
+    check.add_argument("image_set", type=Path, metavar="IMAGE_SET", help="the image set's folder")
+    check.add_argument("--rows", type=int, default=8, metavar="N", help="images to draw again")
+    check.add_argument("--seed", type=int, default=0, help="seed of the choice of images")
+    check.add_argument(
+        "--tolerance",
+        type=int,
+        default=2,
+        metavar="LEVELS",
+        help="largest difference, in grey levels of 255, that counts as equal (default: 2)",
+    )
+    _add_model_flags(check, model=None)
+    check.set_defaults(command=_verify)
+    return parser
+
+
+def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--categories",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="LVIS or COCO annotation file, JSON list of categories, or text with one name a line",
+    )
+    parser.add_argument("--images-per-category", type=int, required=True, metavar="N")
+    parser.add_argument(
+        "--template",
+        action="append",
+        metavar="NAME|ID=TEXT",
+        help=f"prompt template, may be repeated: {', '.join(TEMPLATES)}, or your own with "
+        "{name}, {noun} or {definition} (default: single)",
+    )
+    parser.add_argument("--negative-prompt", metavar="TEXT")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the whole run (default: 0)")
+
+
+def _add_model_flags(parser: argparse.ArgumentParser, model: str | None) -> None:
+    parser.add_argument(
+        "--model",
+        default=model,
+        help="tiny, a folder in diffusers' layout, or a hub id "
+        f"(default: {model or 'the one the set was made with'})",
+    )
+    parser.add_argument("--revision", help="commit or branch of a hub id; allows downloading it")
+    parser.add_argument(
+        "--device", help="for example cuda:0 or cpu (default: a GPU if there is one)"
+    )
+    parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on a GPU)")
+    parser.add_argument("--scheduler", help="class name of another diffusers scheduler")
+    parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time")
+
+
+def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    helps = {
+        "num_inference_steps": "denoising steps (default: the pipeline's)",
+        "guidance_scale": "strength of the prompt (default: the pipeline's)",
+        "height": "image height in pixels (default: the pipeline's)",
+        "width": "image width in pixels (default: the pipeline's)",
+        "max_redraws": "redraws of a flagged, blank or non-finite image (default: %(default)s)",
+        "blank_std": "least standard deviation of an image in grey levels (default: %(default)s)",
+    }
+    for field in fields(SamplingConfig):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=float if "float" in str(field.type) else int,
+            default=field.default,
+            metavar="N",
+            help=helps[field.name],
+        )

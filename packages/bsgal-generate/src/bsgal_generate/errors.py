@@ -1,0 +1,27 @@
+"""Exceptions that callers may want to tell apart; each is a subclass of a built-in one."""
+
+from __future__ import annotations
+
+
+class CategoryFileError(ValueError):
+    """A category file is missing, unreadable or inconsistent."""
+
+
+class PromptError(ValueError):
+    """A template cannot be filled, or two categories would get the same prompt."""
+
+
+class ImageSetError(ValueError):
+    """A folder is not an image set of a schema this version reads, or its manifest is damaged."""
+
+
+class ConfigChangedError(ValueError):
+    """An existing image set was made with another configuration, so it cannot be continued."""
+
+
+class ModelNotFoundError(ValueError):
+    """A pipeline is not available locally; the message says how to get it."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """Memory ran out even with a single image in the batch."""
