@@ -1,0 +1,106 @@
+"""State of a run on disk: written whole or not at all, the newest readable one is resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = ["CheckpointFolder", "TrainingState"]
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingState:
+    """Everything a run needs to go on as if it had never stopped.
+
+    Attributes:
+        step: optimizer steps done.
+        position: position in the stream of training samples of the next one.
+        model: the detector's state dict.
+        optimizer: the optimizer's state dict.
+        selection: state of the selection mode (gradient cache, policy, counts).
+    """
+
+    step: int
+    position: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    selection: dict[str, Any]
+
+
+class CheckpointFolder:
+    """Checkpoints `step-00000250/` of one run; the newest `keep` are kept.
+
+    There is no generator state among them: every random draw of a run is a function of its seed
+    and of the step or sample position.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, state: TrainingState) -> Path:
+        """Write a checkpoint under its final name in one move, then drop the oldest."""
+        target = self.folder / f"step-{state.step:08d}"
+        temporary = self.folder / f"{target.name}.tmp"
+        for leftover in (temporary, target):
+            if leftover.exists():
+                shutil.rmtree(leftover)
+        temporary.mkdir(parents=True)
+        model = {name: value.contiguous() for name, value in state.model.items()}
+        save_file(model, temporary / "model.safetensors")
+        rest = {
+            "step": state.step,
+            "position": state.position,
+            "optimizer": state.optimizer,
+            "selection": state.selection,
+        }
+        torch.save(rest, temporary / "state.pt")
+        sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        (temporary / "sha256.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(target)
+        for old in self._newest_first()[self.keep :]:
+            shutil.rmtree(old)
+        return target
+
+    def load_newest(self) -> TrainingState | None:
+        """Return the newest state that can be read, or None; damaged ones are named in the log."""
+        for path in self._newest_first():
+            try:
+                return _load(path)
+            except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
+                logger.warning("skipped damaged checkpoint %s: %s", path, error)
+        return None
+
+    def _newest_first(self) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
+        return sorted(found, reverse=True)
+
+
+def _load(path: Path) -> TrainingState:
+    sums = json.loads((path / "sha256.json").read_text(encoding="utf-8"))
+    for name in ("model.safetensors", "state.pt"):
+        if _sha256(path / name) != sums[name]:
+            raise ValueError(f"{name} does not have the recorded checksum")
+    rest = torch.load(path / "state.pt", weights_only=True)
+    return TrainingState(model=load_file(path / "model.safetensors"), **rest)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

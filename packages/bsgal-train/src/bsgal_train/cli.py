@@ -1,0 +1,188 @@
+"""Command line of bsgal-train."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bsgal_train.recipe import Recipe
+
+__all__ = ["main"]
+
+# Heavy modules are imported inside the commands: `--help` answers at once, and
+# `setup-detectron2` runs where detectron2 is not installed yet.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        0 done, 1 failure with one readable line, 2 bad usage, 130 interrupted.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(
+        level=logging.INFO if options.verbose else logging.WARNING,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
+    try:
+        options.command(options)
+    except KeyboardInterrupt as interruption:
+        print(f"\n{str(interruption) or 'interrupted'}", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        if options.verbose:
+            logging.getLogger(__name__).exception("failed")
+        print(f"bsgal-train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bsgal-train",
+        description="Train and evaluate instance segmentation with generated instances.",
+    )
+    parser.add_argument("--verbose", action="store_true", help="log more, and tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    train = commands.add_parser("train", help="train a recipe; started again, it goes on")
+    _add_recipe_options(train)
+    train.add_argument("--out", type=Path, required=True, help="output folder of the run")
+    train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser("eval", help="evaluate a detector on an annotation file")
+    _add_recipe_options(evaluate)
+    evaluate.add_argument(
+        "--detector",
+        default="baseline",
+        help="output folder of a run, or `baseline`, the shipped detector (default)",
+    )
+    evaluate.add_argument("--out", type=Path, help="write predictions and results here")
+    evaluate.set_defaults(command=_evaluate)
+
+    data = commands.add_parser("data", help="make the built-in data set")
+    data.add_argument("--out", type=Path, required=True, help="its folder")
+    data.add_argument("--seed", type=int, default=0)
+    data.set_defaults(command=_data)
+
+    setup = commands.add_parser(
+        "setup-detectron2", help="build and install detectron2 v0.6, without a compiler"
+    )
+    setup.add_argument("--archive", type=Path, help="the source archive, already downloaded")
+    setup.set_defaults(command=_setup_detectron2)
+
+    demo = commands.add_parser("demo", help="the whole loop, from prompts to a report")
+    demo.add_argument("--out", type=Path, default=Path("demo"), help="its folder (default: demo)")
+    demo.set_defaults(command=_demo)
+    return parser
+
+
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--recipe",
+        default="builtin_continue",
+        help="name of a recipe, or a .py or .json file (default: builtin_continue)",
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PART.KEY=VALUE",
+        help="override one setting of the recipe; may be given many times",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="threads of torch (default: torch's own choice)"
+    )
+
+
+def _train(options: argparse.Namespace) -> None:
+    from bsgal_train.evaluation import summary_table
+    from bsgal_train.run import train
+
+    _use_threads(options.threads)
+    result = train(_recipe(options), options.out, progress=_ProgressLine("training"))
+    if result.evaluation is not None:
+        print(summary_table(result.evaluation))
+    print(f"results in {options.out}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from bsgal_train.evaluation import summary_table
+    from bsgal_train.run import evaluate
+
+    _use_threads(options.threads)
+    result = evaluate(
+        _recipe(options), options.detector, options.out, progress=_ProgressLine("evaluating")
+    )
+    print(summary_table(result))
+
+
+def _data(options: argparse.Namespace) -> None:
+    from bsgal_train.builtin.dataset import ensure_builtin_dataset
+
+    line = _ProgressLine("drawing images")
+    dataset = ensure_builtin_dataset(
+        options.out, seed=options.seed, progress=lambda done, total: line(done, total, "")
+    )
+    print(f"training annotations: {dataset.train_json}")
+    print(f"validation annotations: {dataset.val_json}")
+    print(f"images: {dataset.image_root}")
+
+
+def _setup_detectron2(options: argparse.Namespace) -> None:
+    from bsgal_train.detectron2_setup import install_detectron2
+
+    install_detectron2(options.archive, report=print)
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from bsgal_train.demo.loop import run_demo
+
+    run_demo(options.out)
+
+
+class _ProgressLine:
+    """Print how far a job is and how long it will take, at most every few seconds."""
+
+    EVERY_S = 5.0
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._first: tuple[float, int] | None = None
+        self._printed_s = -math.inf
+
+    def __call__(self, done: int, total: int, detail: str) -> None:
+        now_s = time.monotonic()
+        if self._first is None:
+            self._first = now_s, done
+        if now_s - self._printed_s < self.EVERY_S and done < total:
+            return
+        self._printed_s = now_s
+        began_s, first_done = self._first
+        left = ""
+        if done > first_done:
+            left_s = (total - done) * (now_s - began_s) / (done - first_done)
+            left = f", {left_s / 60:.1f} min left" if left_s > 90 else f", {left_s:.0f} s left"
+        print(f"{self._title}: {done}/{total}{left}  {detail}", file=sys.stderr, flush=True)
+
+
+def _recipe(options: argparse.Namespace) -> Recipe:
+    from bsgal_train.recipes import load_recipe
+
+    return load_recipe(options.recipe).override(*options.set)
+
+
+def _use_threads(n_threads: int) -> None:
+    if n_threads < 0:
+        raise ValueError(f"--threads must be 0 or more, got {n_threads}")
+    if n_threads:
+        import torch
+
+        torch.set_num_threads(n_threads)

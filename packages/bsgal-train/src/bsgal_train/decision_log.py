@@ -1,0 +1,108 @@
+"""What became of every judged instance, as Parquet."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+__all__ = ["SCHEMA", "Decision", "DecisionLog", "read_decisions"]
+
+SCHEMA = pa.schema(
+    [
+        ("step", pa.int64()),
+        ("image_id", pa.int64()),
+        ("instance_id", pa.string()),
+        ("category_id", pa.int64()),
+        ("frequency", pa.string()),
+        ("granularity", pa.string()),
+        ("contribution", pa.float64()),
+        ("threshold", pa.float64()),
+        ("verdict", pa.string()),
+        ("accepted_share", pa.float64()),
+    ],
+    metadata={"schema": "bsgal.decision_log/1"},
+)
+
+_PART = re.compile(r"part-(\d{8})\.parquet")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """One judged instance.
+
+    Attributes:
+        step: the step it was judged in, from 1.
+        image_id: the annotated image it was pasted into.
+        instance_id: its row in the instance pool.
+        category_id: its category in the training annotations.
+        frequency: r, c or f.
+        granularity: what shared the verdict; `batch`: every instance of the step.
+        contribution: the score, None where there was nothing to score.
+        threshold: the score that was needed.
+        verdict: `accept`, `reject`, `no_evidence` or `nonfinite`.
+        accepted_share: accepted share of all units judged accept or reject up to here, None
+            before the first.
+    """
+
+    step: int
+    image_id: int
+    instance_id: str
+    category_id: int
+    frequency: str
+    granularity: Literal["batch", "image", "instance"]
+    contribution: float | None
+    threshold: float
+    verdict: str
+    accepted_share: float | None
+
+
+class DecisionLog:
+    """A folder of Parquet parts, one per checkpoint, so that a resumed run can cut it back.
+
+    Args:
+        folder: made if missing.
+        resumed_step: parts after this step are of steps that will be done again; they go.
+    """
+
+    def __init__(self, folder: Path, resumed_step: int) -> None:
+        self._folder = folder
+        self._rows: list[Decision] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in _parts(folder):
+            if _last_step(path) > resumed_step:
+                path.unlink()
+
+    def add(self, decisions: Iterable[Decision]) -> None:
+        """Keep rows for the next part."""
+        self._rows.extend(decisions)
+
+    def flush(self, step: int) -> None:
+        """Write the kept rows, all of steps up to `step`, as one part."""
+        if not self._rows:
+            return
+        table = pa.Table.from_pylist([asdict(row) for row in self._rows], schema=SCHEMA)
+        path = self._folder / f"part-{step:08d}.parquet"
+        temporary = path.with_suffix(".tmp")
+        pq.write_table(table, temporary)
+        temporary.replace(path)
+        self._rows = []
+
+
+def read_decisions(folder: Path) -> pa.Table:
+    """Return all rows of a decision log in the order they were made."""
+    tables = [pq.read_table(path, schema=SCHEMA) for path in _parts(folder)]
+    return pa.concat_tables([SCHEMA.empty_table(), *tables])
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("part-*.parquet") if _PART.fullmatch(path.name))
+
+
+def _last_step(path: Path) -> int:
+    return int(path.stem.removeprefix("part-"))

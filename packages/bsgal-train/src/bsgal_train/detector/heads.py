@@ -1,0 +1,124 @@
+"""The parts of the heads that detectron2 v0.6 lacks: sigmoid classes, fp32 outputs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.mask_head import (
+    ROI_MASK_HEAD_REGISTRY,
+    MaskRCNNConvUpsampleHead,
+)
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = [
+    "Fp32MaskHead",
+    "Fp32RPNHead",
+    "SigmoidOutputLayers",
+    "SigmoidROIHeads",
+    "class_targets",
+]
+
+# Detectron2's classes carry no types, hence the ignores on every subclass below.
+
+
+def class_targets(class_indices: Tensor, n_classes: int) -> Tensor:
+    """Return one row of 0/1 targets per proposal; background (`n_classes`) is all zeros.
+
+    Args:
+        class_indices: long (R,), each in [0, n_classes].
+        n_classes: number of foreground classes.
+
+    Returns:
+        float (R, n_classes).
+    """
+    return functional.one_hot(class_indices, n_classes + 1)[:, :n_classes].to(torch.float32)
+
+
+class SigmoidOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
+    """Class logits without a background row, trained with binary cross-entropy.
+
+    Each class is its own yes-or-no question, so frequent classes do not push rare ones down
+    through a shared softmax; the bias starts at `prior_prob` so that the many negatives do not
+    swamp the first steps (the initialisation of RetinaNet, section 4.1 of its paper).
+    """
+
+    @configurable  # type: ignore[untyped-decorator]
+    def __init__(self, *args: Any, prior_prob: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.cls_score: nn.Linear = nn.Linear(self.bbox_pred.in_features, self.num_classes)
+        nn.init.normal_(self.cls_score.weight, std=0.01)
+        nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: Any) -> dict[str, Any]:
+        """Read the settings of detectron2's layer and the prior."""
+        options = super().from_config(cfg, input_shape)
+        options["prior_prob"] = cfg.MODEL.ROI_BOX_HEAD.PRIOR_PROB
+        return dict(options)
+
+    def forward(self, box_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits (R, n_classes) and box deltas, both fp32."""
+        logits, deltas = super().forward(box_features)
+        return logits.float(), deltas.float()
+
+    def losses(self, predictions: tuple[Tensor, Tensor], proposals: list[Any]) -> dict[str, Tensor]:
+        """Return the class and the box loss, each a sum divided by the number of proposals."""
+        logits, deltas = predictions
+        gt_classes = torch.cat([p.gt_classes for p in proposals])
+        proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
+        # An image without objects has no `gt_boxes`; its proposals are background and their
+        # boxes are never read.
+        gt_boxes = torch.cat(
+            [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
+        )
+        targets = class_targets(gt_classes, self.num_classes)
+        loss_cls = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        return {
+            "loss_cls": loss_cls / max(len(targets), 1),
+            "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
+        }
+
+    def predict_probs(
+        self, predictions: tuple[Tensor, Tensor], proposals: list[Any]
+    ) -> tuple[Tensor, ...]:
+        """Return class probabilities with the empty background column detectron2 expects."""
+        probabilities = functional.pad(predictions[0].sigmoid(), (0, 1))
+        return torch.split(probabilities, [len(p) for p in proposals])
+
+
+@ROI_HEADS_REGISTRY.register()
+class SigmoidROIHeads(StandardROIHeads):  # type: ignore[misc]
+    """detectron2's heads with `SigmoidOutputLayers` as box predictor."""
+
+    @classmethod
+    def _init_box_head(cls, cfg: Any, input_shape: Any) -> dict[str, Any]:
+        options = super()._init_box_head(cfg, input_shape)
+        options["box_predictor"] = SigmoidOutputLayers(cfg, options["box_head"].output_shape)
+        return dict(options)
+
+
+@RPN_HEAD_REGISTRY.register()
+class Fp32RPNHead(StandardRPNHead):  # type: ignore[misc]
+    """detectron2's proposal head; its outputs are fp32 whatever the precision inside."""
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return objectness logits and anchor deltas per pyramid level."""
+        logits, deltas = super().forward(features)
+        return [level.float() for level in logits], [level.float() for level in deltas]
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class Fp32MaskHead(MaskRCNNConvUpsampleHead):  # type: ignore[misc]
+    """detectron2's mask head; its logits are fp32 whatever the precision inside."""
+
+    def layers(self, region_features: Tensor) -> Tensor:
+        """Return mask logits (R, C, side, side)."""
+        logits: Tensor = super().layers(region_features)
+        return logits.float()

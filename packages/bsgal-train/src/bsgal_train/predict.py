@@ -1,0 +1,81 @@
+"""Run a detector over images and return LVIS result dictionaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from torch import nn
+
+from bsgal_train.detector import autocast
+from bsgal_train.recipe import Precision
+
+__all__ = ["predict"]
+
+
+def predict(
+    detector: nn.Module,
+    batches: Iterable[Sequence[dict[str, Any]]],
+    category_ids: Sequence[int],
+    precision: Precision = "fp32",
+    progress: Callable[[int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Return every detection in every image.
+
+    Args:
+        detector: from `build_detector`; left in the mode it was in.
+        batches: lists of detectron2 test inputs with "image", "image_id", "height", "width".
+        category_ids: annotation category id of each class index.
+        precision: of convolutions and linear layers.
+        progress: called with the number of images done.
+
+    Returns:
+        Dictionaries with image_id, category_id, bbox (xywh, pixels of the original image), score
+        and segmentation (COCO RLE with text counts).
+    """
+    was_training = detector.training
+    detector.eval()
+    results: list[dict[str, Any]] = []
+    n_done = 0
+    try:
+        with torch.no_grad(), autocast(precision):
+            for batch in batches:
+                outputs = detector(list(batch))
+                for one, output in zip(batch, outputs, strict=True):
+                    results += _detections(one["image_id"], output["instances"], category_ids)
+                n_done += len(batch)
+                if progress is not None:
+                    progress(n_done)
+    finally:
+        detector.train(was_training)
+    return results
+
+
+def _detections(image_id: int, instances: Any, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    boxes_xyxy = instances.pred_boxes.tensor.double()
+    boxes_xywh = torch.cat([boxes_xyxy[:, :2], boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]], dim=1)
+    return [
+        {
+            "image_id": image_id,
+            "category_id": category_ids[class_index],
+            "bbox": box,
+            "score": score,
+            "segmentation": _rle(mask),
+        }
+        for class_index, box, score, mask in zip(
+            instances.pred_classes.tolist(),
+            boxes_xywh.tolist(),
+            instances.scores.tolist(),
+            instances.pred_masks.numpy(),
+            strict=True,
+        )
+    ]
+
+
+def _rle(mask: NDArray[np.bool_]) -> dict[str, Any]:
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    return {"size": list(encoded["size"]), "counts": encoded["counts"].decode("ascii")}

@@ -1,0 +1,359 @@
+"""Settings of one training run: frozen dataclasses, overridden by dotted keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "DetectorConfig",
+    "OptimizerConfig",
+    "PasteConfig",
+    "Recipe",
+    "ScheduleConfig",
+    "SelectionConfig",
+]
+
+Precision = Literal["fp32", "bf16"]
+SelectionMode = Literal["none", "paste_all", "paper"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Which annotated images are trained on, and how a crop is made of each.
+
+    Attributes:
+        builtin_root: folder of the built-in set, made on first use where `train_json` is empty.
+        train_json: LVIS v1 annotation file of the training images; empty means the built-in set.
+        val_json: LVIS v1 annotation file for evaluation; empty means the built-in set, or no
+            evaluation where `train_json` is given.
+        image_root: folder that the images' file names are relative to.
+        val_image_root: the same for `val_json`; empty means `image_root`.
+        crop_px: side of the square training crop, in pixels.
+        scale_range: range of the random resize before the crop, relative to `crop_px`.
+        flip_prob: probability of a horizontal flip.
+        repeat_threshold: share of images below which a category's images are repeated
+            (repeat-factor sampling); 0 switches it off.
+        n_workers: loader processes; 0 loads in the training process. Changes no sample.
+    """
+
+    builtin_root: str = "bsgal-builtin"
+    train_json: str = ""
+    val_json: str = ""
+    image_root: str = ""
+    val_image_root: str = ""
+    crop_px: int = 160
+    scale_range: tuple[float, float] = (0.8, 1.25)
+    flip_prob: float = 0.5
+    repeat_threshold: float = 0.001
+    n_workers: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.crop_px >= 32, f"data.crop_px must be at least 32, got {self.crop_px}")
+        low, high = self.scale_range
+        _require(0 < low <= high, f"data.scale_range must be 0 < low <= high, got {(low, high)}")
+        _require(0 <= self.flip_prob <= 1, f"data.flip_prob must be in [0, 1]: {self.flip_prob}")
+        _require(0 <= self.repeat_threshold <= 1, "data.repeat_threshold must be in [0, 1]")
+        _require(self.n_workers >= 0, f"data.n_workers must be >= 0, got {self.n_workers}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DetectorConfig:
+    """Shape of the Mask R-CNN.
+
+    Attributes:
+        backbone: name of a timm model that can return feature maps of strides 4 to 32.
+        backbone_channels: channels of the four stages of a timm ResNet; empty keeps timm's own.
+        fpn_channels: channels of the feature pyramid; a multiple of 32 (group normalisation).
+        head_channels: channels of the heads' convolutions; a multiple of 32.
+        n_mask_convs: convolutions of the mask head before its upsampling.
+        box_features: width of the fully connected layer before the class logits.
+        anchor_sizes_px: anchor side for each pyramid level of strides 4, 8, 16, 32.
+        anchors_per_image: anchors that enter the proposal loss.
+        rois_per_image: proposals that enter the box and class losses.
+        positive_fraction: upper limit of the share of foreground among them.
+        proposals_per_image: proposals kept after non-maximum suppression.
+        class_agnostic_masks: predict one mask per proposal rather than one per class.
+        prior_prob: probability that an untrained detector gives each class of a proposal.
+        score_threshold: detections below it are not reported.
+        nms_threshold: overlap above which the lower of two detections of a class is dropped.
+        detections_per_image: upper limit, LVIS allows 300.
+        image_px: longer side of an image at prediction; 0 keeps the image's size.
+        init: `random`, `baseline` (the detector shipped with the package), or a folder or
+            safetensors file with weights.
+        precision: `bf16` runs convolutions and linear layers in bfloat16 (losses stay in fp32);
+            faster on processors with bfloat16 units, bit-identical only on the same machine.
+    """
+
+    backbone: str = "resnet18"
+    backbone_channels: tuple[int, ...] = (32, 64, 128, 256)
+    fpn_channels: int = 64
+    head_channels: int = 64
+    n_mask_convs: int = 2
+    box_features: int = 256
+    anchor_sizes_px: tuple[int, ...] = (16, 32, 64, 128)
+    anchors_per_image: int = 64
+    rois_per_image: int = 64
+    positive_fraction: float = 0.25
+    proposals_per_image: int = 200
+    class_agnostic_masks: bool = True
+    prior_prob: float = 0.01
+    score_threshold: float = 0.01
+    nms_threshold: float = 0.5
+    detections_per_image: int = 100
+    image_px: int = 0
+    init: str = "random"
+    precision: Precision = "fp32"
+
+    def __post_init__(self) -> None:
+        for name in ("fpn_channels", "head_channels"):
+            value = getattr(self, name)
+            _require(
+                value > 0 and value % 32 == 0,
+                f"detector.{name} must be a positive multiple of 32, got {value}",
+            )
+        _require(len(self.anchor_sizes_px) == 4, "detector.anchor_sizes_px needs four sizes")
+        _require(
+            0 < self.prior_prob < 1, f"detector.prior_prob must be in (0, 1): {self.prior_prob}"
+        )
+        _require(0 < self.positive_fraction <= 1, "detector.positive_fraction must be in (0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """AdamW on every parameter.
+
+    Attributes:
+        lr: peak learning rate.
+        weight_decay: decoupled weight decay of matrices and kernels (not of norms and biases).
+        clip_norm: gradients are scaled down to this total norm.
+    """
+
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay must be >= 0")
+        _require(self.clip_norm > 0, f"optimizer.clip_norm must be positive, got {self.clip_norm}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScheduleConfig:
+    """Length of the run: linear warm-up, then a cosine to `final_lr_factor`.
+
+    Attributes:
+        n_steps: optimizer steps.
+        batch_size: images per step.
+        warmup_steps: steps until the peak learning rate is reached.
+        final_lr_factor: learning rate at the end, relative to the peak.
+        seed: seed of everything random in the run.
+        log_every: steps between two rows of metrics.
+        eval_every: steps between evaluations; 0 evaluates at the end only.
+    """
+
+    n_steps: int = 1000
+    batch_size: int = 8
+    warmup_steps: int = 100
+    final_lr_factor: float = 0.01
+    seed: int = 0
+    log_every: int = 20
+    eval_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("n_steps", "batch_size", "log_every"):
+            value = getattr(self, name)
+            _require(value >= 1, f"schedule.{name} must be at least 1, got {value}")
+        for name in ("warmup_steps", "eval_every", "seed"):
+            value = getattr(self, name)
+            _require(value >= 0, f"schedule.{name} must be at least 0, got {value}")
+        _require(0 <= self.final_lr_factor <= 1, "schedule.final_lr_factor must be in [0, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PasteConfig:
+    """What is pasted into the training crops.
+
+    Attributes:
+        pool: folder of the instance pool; empty pastes nothing.
+        max_instances: upper limit of the uniform count of pasted instances per image.
+    """
+
+    pool: str = ""
+    max_instances: int = 4
+
+    def __post_init__(self) -> None:
+        _require(self.max_instances >= 1, "paste.max_instances must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SelectionConfig:
+    """Which pasted batches are trained on.
+
+    Attributes:
+        mode: `none` never pastes, `paste_all` always trains on the pasted images, `paper`
+            compares gradients.
+        threshold: a batch is accepted when its contribution is at least this (cosine).
+        decay: weight of the old gradient cache at each update.
+    """
+
+    mode: SelectionMode = "none"
+    threshold: float = -0.05
+    decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.decay < 1, f"selection.decay must be in [0, 1), got {self.decay}")
+        _require(-1 <= self.threshold <= 1, "selection.threshold is a cosine, in [-1, 1]")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointConfig:
+    """When the state of a run is saved.
+
+    Attributes:
+        every: steps between checkpoints.
+        keep: number of newest checkpoints kept.
+    """
+
+    every: int = 250
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, f"checkpoint.every must be at least 1, got {self.every}")
+        _require(self.keep >= 1, f"checkpoint.keep must be at least 1, got {self.keep}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """Everything that decides the result of a run.
+
+    Example:
+        >>> recipe = Recipe().override("selection.mode=paper", "schedule.n_steps=50")
+        >>> recipe.selection.mode, recipe.schedule.n_steps
+        ('paper', 50)
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    detector: DetectorConfig = field(default_factory=DetectorConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    paste: PasteConfig = field(default_factory=PasteConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        if self.selection.mode != "none" and not self.paste.pool:
+            raise ValueError(
+                f"selection.mode={self.selection.mode} needs generated instances: "
+                "set paste.pool to an instance pool, or selection.mode=none"
+            )
+
+    def override(self, *assignments: str) -> Recipe:
+        """Return a copy with `part.key=value` assignments applied together.
+
+        Args:
+            assignments: such as `"schedule.n_steps=50"`; values are read as JSON where the key
+                is not a string, so `data.scale_range=[0.8,1.25]` and `schedule.seed=3` work.
+
+        Raises:
+            ValueError: for an unknown key (the nearest known one is named), a value of the wrong
+                type, or a combination that makes no sense.
+        """
+        changes: dict[str, dict[str, Any]] = {}
+        for assignment in assignments:
+            key, separator, text = assignment.partition("=")
+            if not separator:
+                raise ValueError(f"`{assignment}` is not of the form part.key=value")
+            part, name, annotation = self._field(key.strip())
+            changes.setdefault(part, {})[name] = _parse(text.strip(), annotation, key.strip())
+        parts = {
+            part: dataclasses.replace(getattr(self, part), **values)
+            for part, values in changes.items()
+        }
+        return dataclasses.replace(self, **parts)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return the recipe as nested plain dictionaries, fit for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, dict[str, Any]]) -> Recipe:
+        """Rebuild a recipe from `to_dict`'s form, also after a trip through JSON."""
+        assignments = {
+            f"{part}.{name}": value
+            for part, named in values.items()
+            for name, value in named.items()
+        }
+        empty = cls()
+        parts: dict[str, dict[str, Any]] = {}
+        for key, value in assignments.items():
+            part, name, annotation = empty._field(key)
+            parts.setdefault(part, {})[name] = _checked(value, annotation, key)
+        return cls(**{part: type(getattr(empty, part))(**named) for part, named in parts.items()})
+
+    def save(self, path: Path) -> None:
+        """Write the resolved recipe as JSON."""
+        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Read what `save` wrote."""
+        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+
+    def _field(self, key: str) -> tuple[str, str, Any]:
+        """Return part, name and declared type of a dotted key, or raise with the nearest one."""
+        known = {
+            f"{part.name}.{name}": (part.name, name, annotation)
+            for part in dataclasses.fields(self)
+            for name, annotation in typing.get_type_hints(type(getattr(self, part.name))).items()
+        }
+        if key not in known:
+            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+            raise ValueError(f"unknown recipe key `{key}`; the nearest is `{nearest[0]}`")
+        return known[key]
+
+
+def _parse(text: str, annotation: Any, key: str) -> Any:
+    if annotation is str or typing.get_origin(annotation) is Literal:
+        return _checked(text, annotation, key)
+    try:
+        value = json.loads(text.lower() if annotation is bool else text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"recipe key `{key}`: cannot read `{text}` ({error})") from None
+    return _checked(value, annotation, key)
+
+
+def _checked(value: Any, annotation: Any, key: str) -> Any:
+    """Return `value` in the declared type, or raise naming the key and what it takes."""
+    origin = typing.get_origin(annotation)
+    if origin is Literal:
+        choices = typing.get_args(annotation)
+        if value not in choices:
+            raise ValueError(f"recipe key `{key}` must be one of {', '.join(choices)}: `{value}`")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        item, *rest = typing.get_args(annotation)
+        if rest and rest[0] is not Ellipsis and len(value) != len(rest) + 1:
+            raise ValueError(f"recipe key `{key}` needs {len(rest) + 1} values, got {value}")
+        return tuple(_checked(element, item, key) for element in value)
+    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    # bool is an int to Python, but `schedule.n_steps=true` is a mistake.
+    if origin is None and type(value) is annotation:
+        return value
+    raise ValueError(
+        f"recipe key `{key}` takes {getattr(annotation, '__name__', annotation)}, got {value!r}"
+    )

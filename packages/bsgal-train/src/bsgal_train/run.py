@@ -1,0 +1,325 @@
+"""Train or evaluate a recipe: everything is checked before the first step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bsgal_paste import (
+    CategoryBalancedSampler,
+    CopyPaste,
+    InstancePool,
+    NormalScale,
+    ScaleStatistics,
+)
+from bsgal_train.annotations import LvisAnnotations
+from bsgal_train.builtin.dataset import ensure_builtin_dataset
+from bsgal_train.data import (
+    ClassMatchedReference,
+    RandomCrop,
+    RepeatFactorSampler,
+    TrainingMapper,
+    TrainingSample,
+    build_test_loader,
+    build_train_loader,
+    compute_repeat_factors,
+)
+from bsgal_train.decision_log import read_decisions
+from bsgal_train.detector import build_detector, load_weights, save_detector
+from bsgal_train.evaluation import LvisResult, evaluate_lvis
+from bsgal_train.metrics import read_metrics
+from bsgal_train.predict import predict
+from bsgal_train.recipe import DataConfig, Recipe
+from bsgal_train.selection import build_selection
+from bsgal_train.trainer import Progress, Trainer
+
+__all__ = ["RunResult", "evaluate", "evaluate_detector", "train"]
+
+logger = logging.getLogger(__name__)
+
+# Settings that may differ between the starts of one run: they change no number.
+_FREE_SETTINGS = (
+    ("data", "n_workers"),
+    ("schedule", "log_every"),
+    ("checkpoint", "every"),
+    ("checkpoint", "keep"),
+)
+_TEST_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What came of a run.
+
+    Attributes:
+        folder: its output folder.
+        evaluation: on the validation annotations; None where there are none.
+        step_s: median seconds of a step.
+        accepted_share: accepted share of the judged units; None if nothing was judged.
+    """
+
+    folder: Path
+    evaluation: LvisResult | None
+    step_s: float
+    accepted_share: float | None
+
+
+def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = None) -> RunResult:
+    """Train a recipe in `folder`, or go on where an earlier start of it stopped.
+
+    Writes `recipe.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `decisions/`,
+    `detector.safetensors` with `detector.json`, `predictions.json` and `results.json`.
+
+    Args:
+        recipe: the settings; all of them are checked against the data before the first step.
+        folder: made if missing.
+        progress: told after every step.
+
+    Raises:
+        ValueError: for bad settings, annotations or pool, or a folder of another recipe.
+        OSError: if the folder cannot be written.
+        DivergedError: if a loss is not finite.
+        TrainingInterruptedError: after Ctrl-C, once a checkpoint is written.
+    """
+    folder = Path(folder)
+    data = _DataPaths.of(recipe.data)
+    annotations = LvisAnnotations.load(data.train_json, data.image_root)
+    validation = data.load_validation()
+    if validation is not None:
+        _check_same_categories(annotations, validation)
+    crop = RandomCrop(
+        crop_px=recipe.data.crop_px,
+        scale_range=recipe.data.scale_range,
+        flip_prob=recipe.data.flip_prob,
+    )
+    seed = recipe.schedule.seed
+    mapper = TrainingMapper(
+        annotations, crop, seed=seed, copy_paste=_copy_paste(recipe, annotations)
+    )
+    sampler = RepeatFactorSampler(
+        compute_repeat_factors(annotations, recipe.data.repeat_threshold), seed
+    )
+    detector = _initial_detector(recipe, [c.name for c in annotations.categories])
+    _prepare_folder(folder, recipe)
+
+    def batches(start_position: int) -> Iterable[list[TrainingSample]]:
+        return build_train_loader(
+            annotations,
+            mapper,
+            sampler,
+            recipe.schedule.batch_size,
+            recipe.data.n_workers,
+            start_position,
+        )
+
+    def evaluate_on_the_way(step: int) -> dict[str, float]:
+        assert validation is not None, "only passed on where there are validation annotations"
+        metrics = evaluate_detector(detector, validation, recipe)[0].metrics["segm"]
+        values = {name: getattr(metrics, name) for name in ("ap", "apr", "apc", "apf")}
+        logger.info("step %d: mask %s", step, values)
+        return {f"val/{name}": value for name, value in values.items() if value is not None}
+
+    Trainer(
+        recipe=recipe,
+        detector=detector,
+        selection=build_selection(recipe, detector, ClassMatchedReference(annotations, crop)),
+        batches=batches,
+        folder=folder,
+        progress=progress,
+        evaluate=evaluate_on_the_way if validation is not None else None,
+    ).run()
+    return _finish(folder, recipe, detector, annotations, validation)
+
+
+def evaluate(
+    recipe: Recipe,
+    source: str,
+    folder: str | Path | None = None,
+    *,
+    progress: Progress | None = None,
+) -> LvisResult:
+    """Evaluate a stored detector on the recipe's validation annotations.
+
+    Args:
+        recipe: only its data and detector settings matter; those of a run are in its
+            `recipe.json`.
+        source: output folder of a run, or `baseline`.
+        folder: where `predictions.json` and `results.json` go; None writes nothing.
+        progress: told after every batch of images.
+
+    Raises:
+        ValueError: for bad annotations or weights, or no validation annotations.
+    """
+    validation = _DataPaths.of(recipe.data).load_validation()
+    if validation is None:
+        raise ValueError("there is nothing to evaluate on: set data.val_json")
+    names = [category.name for category in validation.categories]
+    detector = build_detector(recipe.detector, len(names))
+    fresh = load_weights(detector, source, names)
+    if fresh:
+        raise ValueError(
+            f"the detector in {source} knows other categories than {validation.path}: it was "
+            "trained on others; evaluate it on those, or train it on these first"
+        )
+    result, predictions = evaluate_detector(detector, validation, recipe, progress=progress)
+    if folder is not None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_json(folder / "predictions.json", predictions)
+        _write_json(folder / "results.json", {"evaluation": result.to_dict()})
+    return result
+
+
+def evaluate_detector(
+    detector: nn.Module,
+    annotations: LvisAnnotations,
+    recipe: Recipe,
+    *,
+    progress: Progress | None = None,
+) -> tuple[LvisResult, list[dict[str, Any]]]:
+    """Predict on every image of `annotations`; return the LVIS result and the predictions."""
+    loader = build_test_loader(
+        annotations,
+        image_px=recipe.detector.image_px,
+        batch_size=_TEST_BATCH_SIZE,
+        n_workers=recipe.data.n_workers,
+    )
+    predictions = predict(
+        detector,
+        loader,
+        [category.category_id for category in annotations.categories],
+        recipe.detector.precision,
+        None if progress is None else lambda done: progress(done, loader.n_images, "predicting"),
+    )
+    return evaluate_lvis(annotations.path, predictions), predictions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _DataPaths:
+    """Where the annotations and images of a recipe are; makes the built-in set if it is used."""
+
+    train_json: Path
+    image_root: Path
+    val_json: Path | None
+    val_image_root: Path
+
+    @classmethod
+    def of(cls, config: DataConfig) -> _DataPaths:
+        if not config.train_json:
+            builtin = ensure_builtin_dataset(config.builtin_root)
+            return cls(
+                train_json=builtin.train_json,
+                image_root=builtin.image_root,
+                val_json=builtin.val_json,
+                val_image_root=builtin.image_root,
+            )
+        return cls(
+            train_json=Path(config.train_json),
+            image_root=Path(config.image_root),
+            val_json=Path(config.val_json) if config.val_json else None,
+            val_image_root=Path(config.val_image_root or config.image_root),
+        )
+
+    def load_validation(self) -> LvisAnnotations | None:
+        if self.val_json is None:
+            return None
+        return LvisAnnotations.load(self.val_json, self.val_image_root)
+
+
+def _check_same_categories(training: LvisAnnotations, validation: LvisAnnotations) -> None:
+    ids = [[c.category_id for c in split.categories] for split in (training, validation)]
+    if ids[0] != ids[1]:
+        differing = sorted(set(ids[0]) ^ set(ids[1]))
+        raise ValueError(
+            f"{training.path} and {validation.path} must define the same categories; "
+            f"{len(differing)} ids are in one only, first {differing[:5]}"
+        )
+
+
+def _copy_paste(recipe: Recipe, annotations: LvisAnnotations) -> CopyPaste | None:
+    if not recipe.paste.pool or recipe.selection.mode == "none":
+        return None
+    pool = InstancePool.open(recipe.paste.pool).match(annotations.categories)
+    logger.info("pool: %d instances of %d categories", len(pool), len(pool.category_ids))
+    sampler = CategoryBalancedSampler(pool, count_range=(0, recipe.paste.max_instances + 1))
+    scale = NormalScale(statistics=ScaleStatistics.from_annotations(annotations.path))
+    return CopyPaste(pool, sampler, scale, on_corrupt="skip")
+
+
+def _initial_detector(recipe: Recipe, category_names: list[str]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        # detectron2 and timm draw initial weights from the global generator.
+        torch.manual_seed(recipe.schedule.seed)
+        detector = build_detector(recipe.detector, len(category_names))
+    if recipe.detector.init != "random":
+        load_weights(detector, recipe.detector.init, category_names)
+    return detector
+
+
+def _prepare_folder(folder: Path, recipe: Recipe) -> None:
+    """Make the folder of a run and leave its recipe there, or check that it is the same run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "recipe.json"
+    if path.is_file():
+        earlier, now = (_deciding(one) for one in (Recipe.load(path), recipe))
+        differing = sorted(key for key in now if now[key] != earlier[key])
+        if differing:
+            raise ValueError(
+                f"{folder} holds a run with other settings: "
+                + ", ".join(f"{key}={earlier[key]!r} (now {now[key]!r})" for key in differing)
+                + "; choose another output folder, or delete this one"
+            )
+    recipe.save(path)
+
+
+def _deciding(recipe: Recipe) -> dict[tuple[str, str], Any]:
+    """Return the settings that change results, by part and name."""
+    return {
+        (part, name): value
+        for part, named in recipe.to_dict().items()
+        for name, value in named.items()
+        if (part, name) not in _FREE_SETTINGS
+    }
+
+
+def _finish(
+    folder: Path,
+    recipe: Recipe,
+    detector: nn.Module,
+    annotations: LvisAnnotations,
+    validation: LvisAnnotations | None,
+) -> RunResult:
+    """Write the trained detector, evaluate it, and sum the run up."""
+    save_detector(folder, detector, recipe.detector, [c.name for c in annotations.categories])
+    evaluation = None
+    if validation is not None:
+        evaluation, predictions = evaluate_detector(detector, validation, recipe)
+        _write_json(folder / "predictions.json", predictions)
+    rows = read_metrics(folder / "metrics.jsonl")
+    step_s = statistics.median(row["step_s"] for row in rows if "step_s" in row)
+    shares = read_decisions(folder / "decisions").column("accepted_share").to_pylist()
+    accepted_share = shares[-1] if shares else None
+    summary = {
+        "n_steps": recipe.schedule.n_steps,
+        "step_s": step_s,
+        "accepted_share": accepted_share,
+        "evaluation": None if evaluation is None else evaluation.to_dict(),
+    }
+    _write_json(folder / "results.json", summary)
+    return RunResult(
+        folder=folder, evaluation=evaluation, step_s=step_s, accepted_share=accepted_share
+    )
+
+
+def _write_json(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
+    temporary.replace(path)

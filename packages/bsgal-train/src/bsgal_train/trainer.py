@@ -1,0 +1,228 @@
+"""The training loop: steps, schedule, checkpoints, interruption."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bsgal_train.checkpoint import CheckpointFolder, TrainingState
+from bsgal_train.decision_log import DecisionLog
+from bsgal_train.metrics import MetricsLog
+from bsgal_train.recipe import OptimizerConfig, Recipe, ScheduleConfig
+from bsgal_train.selection import SelectionStep
+
+if TYPE_CHECKING:
+    from bsgal_train.data import TrainingSample
+
+__all__ = [
+    "DivergedError",
+    "Progress",
+    "Trainer",
+    "TrainingInterruptedError",
+    "build_optimizer",
+    "learning_rate",
+    "step_seed",
+]
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, str], None]
+"""Called after every step with steps done, steps in all, and a short text."""
+
+
+class DivergedError(RuntimeError):
+    """A loss or a gradient is not finite; the message names the step and its images."""
+
+
+class TrainingInterruptedError(KeyboardInterrupt):
+    """The run was stopped by the user after saving a checkpoint; starting again goes on."""
+
+
+def learning_rate(step: int, lr: float, schedule: ScheduleConfig) -> float:
+    """Return the rate of a step, counted from 1: linear warm-up, then cosine."""
+    if step <= schedule.warmup_steps:
+        return lr * step / schedule.warmup_steps
+    done = (step - schedule.warmup_steps) / max(schedule.n_steps - schedule.warmup_steps, 1)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return lr * (schedule.final_lr_factor + (1 - schedule.final_lr_factor) * cosine)
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of everything drawn inside a step, so that a resumed run draws the same."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def build_optimizer(detector: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """Return AdamW that decays matrices and kernels, but not norms and biases."""
+    parameters = [p for p in detector.parameters() if p.requires_grad]
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ],
+        lr=config.lr,
+    )
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Train a detector to the end of its recipe, going on from the newest checkpoint.
+
+    Attributes:
+        recipe: the resolved recipe.
+        detector: changed in place.
+        selection: the mode's step.
+        batches: called with a start position, yields lists of training samples without end.
+        folder: where checkpoints, metrics and decisions go.
+        progress: told after every step.
+        evaluate: called with the step where the recipe asks for an evaluation on the way;
+            returns numbers for the metrics.
+    """
+
+    recipe: Recipe
+    detector: nn.Module
+    selection: SelectionStep
+    batches: Callable[[int], Iterable[list[TrainingSample]]]
+    folder: Path
+    progress: Progress | None = None
+    evaluate: Callable[[int], dict[str, float]] | None = None
+
+    def __post_init__(self) -> None:
+        self._optimizer = build_optimizer(self.detector, self.recipe.optimizer)
+        self._checkpoints = CheckpointFolder(
+            self.folder / "checkpoints", keep=self.recipe.checkpoint.keep
+        )
+        self._step = 0
+        self._position = 0
+
+    def run(self) -> None:
+        """Train until the last step.
+
+        Raises:
+            DivergedError: if a loss is not finite.
+            TrainingInterruptedError: after Ctrl-C, once a checkpoint is written.
+        """
+        self._resume()
+        schedule = self.recipe.schedule
+        if self._step >= schedule.n_steps:
+            return
+        self.detector.train()
+        decisions = DecisionLog(self.folder / "decisions", resumed_step=self._step)
+        batches = iter(self.batches(self._position))
+        with MetricsLog(self.folder, resumed_step=self._step) as metrics, _interrupts() as stop:
+            started = time.monotonic()
+            while self._step < schedule.n_steps:
+                values = self._train_step(next(batches), decisions)
+                step = self._step
+                last = step == schedule.n_steps
+                if step % schedule.log_every == 0 or last:
+                    metrics.write(step, values)
+                if schedule.eval_every and step % schedule.eval_every == 0 and self.evaluate:
+                    metrics.write(step, self.evaluate(step))
+                    self.detector.train()
+                if last or stop.is_set() or step % self.recipe.checkpoint.every == 0:
+                    decisions.flush(step)
+                    path = self._save()
+                    if stop.is_set() and not last:
+                        raise TrainingInterruptedError(
+                            f"stopped after step {step} of {schedule.n_steps}; saved {path}; "
+                            "the same command goes on from there"
+                        )
+                if self.progress is not None:
+                    self.progress(step, schedule.n_steps, f"loss {values['loss']:.3f}")
+        logger.info("trained to step %d in %.0f s", self._step, time.monotonic() - started)
+
+    def _train_step(
+        self, samples: list[TrainingSample], decisions: DecisionLog
+    ) -> dict[str, float]:
+        began = time.monotonic()
+        step = self._step + 1
+        seed = step_seed(self.recipe.schedule.seed, step)
+        selected = self.selection(self.detector, samples, step, seed)
+        total = torch.stack(list(selected.losses.values())).sum()
+        self._optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        norm = nn.utils.clip_grad_norm_(
+            self.detector.parameters(), self.recipe.optimizer.clip_norm, error_if_nonfinite=False
+        )
+        _check_finite(step, samples, {**selected.losses, "gradient norm": norm})
+        lr = learning_rate(step, self.recipe.optimizer.lr, self.recipe.schedule)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.step()
+        decisions.add(selected.decisions)
+        self._step = step
+        self._position = samples[-1].position + 1
+        return {
+            "loss": float(total.detach()),
+            **{name: float(value.detach()) for name, value in selected.losses.items()},
+            **selected.statistics,
+            "lr": lr,
+            "gradient_norm": float(norm),
+            "step_s": time.monotonic() - began,
+        }
+
+    def _save(self) -> Path:
+        return self._checkpoints.save(
+            TrainingState(
+                step=self._step,
+                position=self._position,
+                model=self.detector.state_dict(),
+                optimizer=self._optimizer.state_dict(),
+                selection=self.selection.state_dict(),
+            )
+        )
+
+    def _resume(self) -> None:
+        state = self._checkpoints.load_newest()
+        if state is None:
+            return
+        self.detector.load_state_dict(state.model)
+        self._optimizer.load_state_dict(state.optimizer)
+        self.selection.load_state_dict(state.selection)
+        self._step, self._position = state.step, state.position
+        logger.info("going on from step %d", self._step)
+
+
+def _check_finite(step: int, samples: list[TrainingSample], values: dict[str, Tensor]) -> None:
+    bad = {name: float(value.detach()) for name, value in values.items()}
+    bad = {name: value for name, value in bad.items() if not math.isfinite(value)}
+    if bad:
+        images = ", ".join(str(sample.original["image_id"]) for sample in samples)
+        instances = ", ".join(paste.instance_id for s in samples for paste in s.pastes) or "none"
+        raise DivergedError(
+            f"step {step}: {bad} not finite, on images {images} with pasted instances "
+            f"{instances}; lower optimizer.lr or look at these samples"
+        )
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into an event, so that no step is cut in half; the second one acts."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def request_stop(signal_number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, previous)
+        stop.set()
+
+    previous = signal.signal(signal.SIGINT, request_stop)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, previous)
