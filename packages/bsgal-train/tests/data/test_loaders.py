@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bsgal_train.data import (
+    RandomCrop,
+    RepeatFactorSampler,
+    TrainingMapper,
+    TrainingSample,
+    build_test_loader,
+    build_train_loader,
+    compute_repeat_factors,
+)
+
+CROP = RandomCrop(crop_px=48)
+
+
+@pytest.fixture(scope="module")
+def sampler(annotations) -> RepeatFactorSampler:
+    return RepeatFactorSampler(compute_repeat_factors(annotations, 0.9), seed=5)
+
+
+@pytest.fixture(scope="module")
+def mapper(annotations, copy_paste) -> TrainingMapper:
+    return TrainingMapper(annotations, CROP, seed=5, copy_paste=copy_paste)
+
+
+def take(n: int, *arguments) -> list[list[TrainingSample]]:
+    return list(itertools.islice(build_train_loader(*arguments), n))
+
+
+def fingerprint(sample: TrainingSample) -> tuple:
+    return (
+        sample.position,
+        sample.original["image_id"],
+        sample.pasted["image"].numpy().tobytes(),
+        sample.pasted["instances"].gt_masks.tensor.numpy().tobytes(),
+        sample.original["instances"].gt_boxes.tensor.numpy().tobytes(),
+        sample.pastes,
+    )
+
+
+def test_positions_follow_one_another_without_end(annotations, mapper, sampler):
+    batches = take(5, annotations, mapper, sampler, 4, 0)
+    assert [s.position for batch in batches for s in batch] == list(range(20))
+    images = [annotations.images[sampler.image_index(p)].image_id for p in range(20)]
+    assert [s.original["image_id"] for batch in batches for s in batch] == images
+
+
+def test_a_resumed_loader_goes_on_where_it_stopped(annotations, mapper, sampler):
+    straight = take(4, annotations, mapper, sampler, 3, 0)
+    resumed = take(2, annotations, mapper, sampler, 3, 0, 6)
+    assert [list(map(fingerprint, b)) for b in straight[2:]] == [
+        list(map(fingerprint, b)) for b in resumed
+    ]
+
+
+def test_the_number_of_worker_processes_changes_nothing(annotations, mapper, sampler):
+    alone, shared = (take(4, annotations, mapper, sampler, 2, n) for n in (0, 2))
+    assert [list(map(fingerprint, b)) for b in alone] == [list(map(fingerprint, b)) for b in shared]
+
+
+def test_skipped_images_are_counted_and_logged_once(tmp_path, write_dataset, caplog):
+    broken = write_dataset(tmp_path, [[(42, 4, 4, 20, 20)]] * 4)
+    (tmp_path / "1.png").write_bytes(b"broken")
+    sampler = RepeatFactorSampler(np.ones(4), 0)
+    loader = build_train_loader(broken, TrainingMapper(broken, CROP, seed=0), sampler, 4, 1)
+    with caplog.at_level(logging.WARNING):
+        batches = list(itertools.islice(loader, 5))
+    assert {s.original["image_id"] for batch in batches for s in batch} == {2, 3, 4}
+    ((message, count),) = loader.skipped.items()
+    assert "1.png cannot be read" in message
+    assert count >= 5
+    assert caplog.text.count("1.png cannot be read") == 1
+
+
+def test_a_sampler_of_other_annotations_is_refused(annotations, mapper):
+    with pytest.raises(ValueError, match=r"has 3 repeat factors, but .* has 6 images"):
+        build_train_loader(annotations, mapper, RepeatFactorSampler(np.ones(3), 0), 2, 0)
+
+
+def test_worker_processes_leave_the_interrupt_to_the_training_process(annotations, mapper, sampler):
+    batches = iter(build_train_loader(annotations, mapper, sampler, 2, 1))
+    next(batches)
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children")
+    if not children.exists():
+        pytest.skip("needs /proc to find the worker process")
+    workers = [int(pid) for pid in children.read_text().split()]
+    assert workers
+    for pid in workers:
+        os.kill(pid, signal.SIGINT)
+    assert [s.position for s in next(batches)] == [2, 3]
+
+
+def test_test_images_come_once_in_order_at_their_own_size(annotations):
+    loader = build_test_loader(annotations, batch_size=4)
+    assert len(loader) == 2
+    assert loader.n_images == 6
+    inputs = [one for batch in loader for one in batch]
+    assert [one["image_id"] for one in inputs] == [1, 2, 3, 4, 5, 6]
+    for one, record in zip(inputs, annotations.images, strict=True):
+        assert (one["height"], one["width"]) == (48, 64)
+        expected = np.asarray(Image.open(record.path))
+        np.testing.assert_array_equal(one["image"].permute(1, 2, 0).numpy(), expected)
+        assert one["image"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize(("image_px", "shape"), [(32, (3, 24, 32)), (128, (3, 96, 128))])
+def test_test_images_are_resized_by_their_longer_side(annotations, image_px, shape):
+    ((first, *_), *_) = build_test_loader(annotations, image_px=image_px, batch_size=2)
+    assert first["image"].shape == shape
+    assert (first["height"], first["width"]) == (48, 64)
+
+
+def test_test_images_are_the_same_from_worker_processes(annotations):
+    alone, shared = (
+        [one["image"] for batch in build_test_loader(annotations, n_workers=n) for one in batch]
+        for n in (0, 2)
+    )
+    assert all((a == b).all() for a, b in zip(alone, shared, strict=True))
+
+
+def test_a_corrupt_test_image_is_left_out_and_named(tmp_path, write_dataset):
+    broken = write_dataset(tmp_path, [[(42, 4, 4, 20, 20)]] * 3)
+    (tmp_path / "2.png").write_bytes(b"broken")
+    loader = build_test_loader(broken)
+    assert [[one["image_id"] for one in batch] for batch in loader] == [[1], [3]]
+    (message,) = loader.skipped
+    assert "2.png cannot be read" in message
