@@ -25,6 +25,8 @@ from bsgal_train.evaluation.result import CategoryResult, LvisMetrics, LvisResul
 
 __all__ = ["evaluate_lvis"]
 
+_AT_50, _AT_75 = (int(np.argmin(abs(IOU_THRESHOLDS - threshold))) for threshold in (0.5, 0.75))
+
 
 def evaluate_lvis(
     annotations: str | Path | Mapping[str, Any],
@@ -116,8 +118,8 @@ def _metrics(
 
     return LvisMetrics(
         ap=_mean_of_defined(precision[..., area["all"]]),
-        ap50=_mean_of_defined(precision[:, _threshold_index(0.5), :, area["all"]]),
-        ap75=_mean_of_defined(precision[:, _threshold_index(0.75), :, area["all"]]),
+        ap50=_mean_of_defined(precision[:, _AT_50, :, area["all"]]),
+        ap75=_mean_of_defined(precision[:, _AT_75, :, area["all"]]),
         aps=_mean_of_defined(precision[..., area["small"]]),
         apm=_mean_of_defined(precision[..., area["medium"]]),
         apl=_mean_of_defined(precision[..., area["large"]]),
@@ -144,15 +146,10 @@ def _category_result(
         n_predictions=n_predictions,
         ap={key: _mean_of_defined(curve.precision[..., 0]) for key, curve in curves.items()},
         ap50={
-            key: _mean_of_defined(curve.precision[_threshold_index(0.5), :, 0])
-            for key, curve in curves.items()
+            key: _mean_of_defined(curve.precision[_AT_50, :, 0]) for key, curve in curves.items()
         },
         ar={key: _mean_of_defined(curve.recall[:, 0]) for key, curve in curves.items()},
     )
-
-
-def _threshold_index(iou_threshold: float) -> int:
-    return int(np.flatnonzero(np.isclose(IOU_THRESHOLDS, iou_threshold))[0])
 
 
 def _mean_of_defined(values: NDArray[np.float64]) -> float | None:

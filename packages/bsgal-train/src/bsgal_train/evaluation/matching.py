@@ -26,6 +26,7 @@ IouType = Literal["bbox", "segm"]
 
 IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 AREA_LABELS = ("all", "small", "medium", "large")
+_N_RECALL_THRESHOLDS = 101
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +39,12 @@ class PrecisionRecall:
     """Shape (IoU thresholds, recall thresholds, area ranges): T, R, A."""
     recall: NDArray[np.float64]
     """Shape (IoU thresholds, area ranges): T, A."""
+
+
+_UNDEFINED = PrecisionRecall(
+    precision=np.full((len(IOU_THRESHOLDS), _N_RECALL_THRESHOLDS, len(AREA_LABELS)), -1.0),
+    recall=np.full((len(IOU_THRESHOLDS), len(AREA_LABELS)), -1.0),
+)
 
 
 def precision_recall(
@@ -54,6 +61,8 @@ def precision_recall(
         predictions: Those of this category in images where it was looked for, all of which count.
         iou_type: Whether boxes or masks are compared.
     """
+    if not category.annotations:
+        return _UNDEFINED
     image_ids = {item["image_id"] for item in (*category.annotations, *predictions)}
     images = [truth.images[image_id] for image_id in sorted(image_ids)]
     evaluator = COCOeval_faster(
