@@ -161,7 +161,7 @@ def test_folder_without_meta_or_of_another_schema_is_refused(root: Path, tmp_pat
 def test_other_config_is_refused_and_other_libraries_are_not(root: Path) -> None:
     with pytest.raises(ConfigChangedError, match=r"config.seed was 0 and is now 1"):
         ImageSetWriter(root, {**META, "config": {"seed": 1}})
-    with pytest.raises(ConfigChangedError, match='model.weight_hash was "h" and is now "g"'):
+    with pytest.raises(ConfigChangedError, match=r'model.weight_hash was "h" and is now "g"'):
         ImageSetWriter(root, {**META, "model": {"id": "m", "weight_hash": "g"}})
     moved = {"id": "elsewhere/m", "weight_hash": "h"}
     with ImageSetWriter(root, {**META, "model": moved, "versions": {"torch": "3"}}):

@@ -34,6 +34,7 @@ def guarded_decoder(pipeline: Any) -> Iterator[DecodedImages]:
         yield seen
         return
     plain_decode: Any = vae.decode
+    replaced_before = vars(vae).get("decode")
 
     def decode(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         output = plain_decode(z, *args, **kwargs)
@@ -51,7 +52,10 @@ def guarded_decoder(pipeline: Any) -> Iterator[DecodedImages]:
     try:
         yield seen
     finally:
-        del vae.decode
+        if replaced_before is None:
+            del vae.decode
+        else:
+            vae.decode = replaced_before
 
 
 def _decode_in_float32(

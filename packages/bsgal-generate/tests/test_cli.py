@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bsgal_generate import GenerationProgress, ImageSet, SamplingConfig
+from bsgal_generate.cli import _parser, main
+from bsgal_generate.progress import TextProgress, format_duration
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Path:
+    path = tmp_path / "names.txt"
+    path.write_text("banana\napple\n")
+    return path
+
+
+@pytest.fixture
+def run_arguments(names: Path, stable_diffusion_folder: Path, tmp_path: Path) -> list[str]:
+    return [
+        "run", "--categories", str(names), "--images-per-category", "2", "--device", "cpu",
+        "--model", str(stable_diffusion_folder), "--num-inference-steps", "2",
+        "--out", str(tmp_path / "set"),
+    ]  # fmt: skip
+
+
+def test_run_then_verify(
+    run_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(run_arguments) == 0
+    out, err = capsys.readouterr()
+    assert out == f"4 ok in {tmp_path / 'set'}\n"
+    assert "4/4 images" in err
+    assert len(ImageSet.open(tmp_path / "set")) == 4
+    assert main(["verify", str(tmp_path / "set"), "--device", "cpu", "--rows", "2"]) == 0
+    assert "largest difference: " in capsys.readouterr().out
+
+
+def test_verify_fails_where_images_are_damaged(
+    run_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(run_arguments)
+    next((tmp_path / "set").rglob("*.png")).write_bytes(b"")
+    assert main(["verify", str(tmp_path / "set"), "--device", "cpu"]) == 1
+    assert "is damaged" in capsys.readouterr().out
+
+
+def test_changed_setting_fails_with_one_readable_line(
+    run_arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(run_arguments)
+    capsys.readouterr()
+    assert main([*run_arguments, "--seed", "1"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("bsgal-generate: ")
+    assert "config.plan.seed was 0 and is now 1" in err
+    assert err.count("\n") == 1
+
+
+def test_interrupt_says_how_to_go_on(
+    run_arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bsgal_generate.cli._pipeline", interrupt)
+    assert main(run_arguments) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def test_plan_counts_and_lists_without_a_model(
+    names: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["plan", "--categories", str(names), "--images-per-category", "3"]
+    assert main([*arguments, "--template", "single", "--template", "mine=my {name}"]) == 0
+    out = capsys.readouterr().out
+    assert "6 images of 2 categories, 4 prompts" in out
+    assert "my banana" in out
+    assert main([*arguments, "--list", "--negative-prompt", "text"]) == 0
+    samples = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(samples) == 6
+    assert {sample["negative_prompt"] for sample in samples} == {"text"}
+
+
+def test_plan_measures_and_estimates(
+    run_arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *run_arguments[1:-2], "--measure"]) == 0
+    assert "s per image here, about" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--categories", "nothing.txt"], "category file nothing.txt does not exist"),
+        (["--template", "nope"], "unknown template 'nope'; known are single"),
+        (["--template", "x=no gap"], "must contain {name} or {noun}"),
+        (["--template", "divergen"], "needs a definition"),
+        (["--images-per-category", "0"], "`images_per_category` must be an int of at least 1"),
+    ],
+)
+def test_bad_input_fails_with_its_reason(
+    arguments: list[str], message: str, names: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = ["plan", "--categories", str(names), "--images-per-category", "1"]
+    assert main([*first, *arguments]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_bad_usage_exits_with_2() -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["run"])
+    assert caught.value.code == 2
+
+
+def test_flags_agree_with_the_config() -> None:
+    required = ["--categories", "c", "--images-per-category", "1", "--out", "o"]
+    options = _parser().parse_args(["run", *required])
+    for field in fields(SamplingConfig):
+        assert getattr(options, field.name) == field.default
+    given = _parser().parse_args(
+        ["run", *required, "--height", "8", "--guidance-scale", "2", "--blank-std", "3"]
+    )
+    assert (given.height, given.guidance_scale, given.blank_std) == (8, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_inference_steps": 0},
+        {"height": -8},
+        {"width": 1.5},
+        {"guidance_scale": float("nan")},
+        {"max_redraws": -1},
+        {"blank_std": float("inf")},
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"`{next(iter(settings))}` must be"):
+        SamplingConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min 00 s"), (200, "3 min 20 s"), (18120, "5 h 02 min")],
+)
+def test_durations_read_well(seconds: float, text: str) -> None:
+    assert format_duration(seconds) == text
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "expected"),
+    [
+        (
+            Terminal(),
+            "\r\x1b[K0/4 images\r\x1b[K2/4 images, 0.50 images/s, 4 s left, 1 blank"
+            "\r\x1b[K4/4 images, 0.50 images/s, 0 s left, 1 blank\n",
+        ),
+        (io.StringIO(), "0/4 images\n4/4 images, 0.50 images/s, 0 s left, 1 blank\n"),
+    ],
+)
+def test_progress_rewrites_its_line_on_a_terminal_only(stream: io.StringIO, expected: str) -> None:
+    show: Callable[[GenerationProgress], None] = TextProgress(stream)
+    show(GenerationProgress(0, 4, 0, 0.0, {}))
+    show(GenerationProgress(2, 4, 3, 6.0, {"ok": 2, "blank": 1}))
+    show(GenerationProgress(4, 4, 5, 10.0, {"ok": 4, "blank": 1}))
+    assert stream.getvalue() == expected
+
+
+def test_help_of_every_command_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
+    actions = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    commands = list(actions[0].choices)
+    assert commands == ["run", "plan", "verify"]
+    for command in commands:
+        with pytest.raises(SystemExit) as caught:
+            main([command, "--help"])
+        assert caught.value.code == 0
+    assert "grey levels" in capsys.readouterr().out
