@@ -17,9 +17,9 @@ recipe = Recipe(
     data=DataConfig(repeat_threshold=0.0),
     detector=DetectorConfig(precision="bf16"),
     optimizer=OptimizerConfig(lr=1e-3),
-    # 600 images, 8 a step: 75 steps are one pass, 5000 steps about 67.
+    # 600 images, 8 a step: 75 steps are one pass, 4000 steps about 53.
     schedule=ScheduleConfig(
-        n_steps=5000, batch_size=8, warmup_steps=200, log_every=25, eval_every=1000
+        n_steps=4000, batch_size=8, warmup_steps=200, log_every=25, eval_every=1000
     ),
     checkpoint=CheckpointConfig(every=250, keep=2),
 )
