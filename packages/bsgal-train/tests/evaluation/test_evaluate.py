@@ -77,6 +77,14 @@ def test_group_without_an_object_has_no_score() -> None:
     assert (metrics.aps, metrics.apm, metrics.apl) == (None, 1.0, None)
 
 
+def test_file_without_frequencies_has_no_group_scores(document: Document) -> None:
+    for category in document["categories"]:
+        del category["frequency"]
+    metrics = evaluate_lvis(document, perfect(document)).metrics["segm"]
+    assert metrics.ap == 1.0
+    assert (metrics.apr, metrics.apc, metrics.apf) == (None, None, None)
+
+
 def test_overlap_decides_up_to_which_threshold_a_box_counts() -> None:
     # Overlap 70 * 100 / (100 * 100) = 0.7: right at 0.50, 0.55, ..., 0.65, and at 0.70 itself.
     prediction = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 70, 100], "score": 0.5}

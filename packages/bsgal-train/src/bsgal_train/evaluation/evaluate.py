@@ -52,7 +52,8 @@ def evaluate_lvis(
         protocol: Which predictions count: `LVIS`, or `FIXED_AP`.
 
     Returns:
-        The result; without a single prediction every average precision is 0.
+        The result; without a single prediction every average precision is 0, and without stated
+        frequency groups there is no number for them.
 
     Raises:
         AnnotationError: The annotation file cannot be used.

@@ -22,7 +22,8 @@ class EvaluatedCategory:
 
     category_id: int
     name: str
-    frequency: Frequency
+    frequency: Frequency | None
+    """None if the file does not state the groups."""
     annotations: tuple[Mapping[str, Any], ...]
 
 
@@ -67,11 +68,12 @@ class GroundTruth:
             if annotation["area"] > 0:
                 annotations_of[annotation["category_id"]].append(annotation)
                 judged.add((annotation["image_id"], annotation["category_id"]))
+        states_frequency = any("frequency" in category for category in document["categories"])
         categories = {
             category["id"]: EvaluatedCategory(
                 category_id=category["id"],
                 name=category["name"],
-                frequency=_stated_frequency(category, where),
+                frequency=_stated_frequency(category, states_frequency, where),
                 annotations=tuple(annotations_of[category["id"]]),
             )
             for category in sorted(document["categories"], key=lambda item: item["id"])
@@ -89,12 +91,16 @@ def _stated_lists(image: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return image
 
 
-def _stated_frequency(category: Mapping[str, Any], where: str) -> Frequency:
+def _stated_frequency(
+    category: Mapping[str, Any], states_frequency: bool, where: str
+) -> Frequency | None:
+    if not states_frequency:
+        return None
     frequency: Frequency | None = category.get("frequency")
     if frequency not in ("r", "c", "f"):
         raise AnnotationFormatError(
             f"{where}: category {category['id']} has frequency {frequency!r}; it must be r, c or "
-            "f, by the number of its training images"
+            "f, by the number of its training images, or missing from all categories"
         )
     return frequency
 

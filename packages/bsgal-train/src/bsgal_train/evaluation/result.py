@@ -50,7 +50,8 @@ class CategoryResult:
 
     category_id: int
     name: str
-    frequency: Frequency
+    frequency: Frequency | None
+    """Rare, common or frequent in training; None if the file does not say."""
     n_images: int
     """Images of the evaluated file that hold it."""
     n_instances: int

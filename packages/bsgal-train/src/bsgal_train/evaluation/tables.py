@@ -42,7 +42,7 @@ def category_table(result: LvisResult) -> str:
     for item in result.categories:
         if not item.n_instances and not item.n_predictions:
             continue
-        row = [str(item.category_id), item.name, item.frequency]
+        row = [str(item.category_id), item.name, item.frequency or "-"]
         row += [str(item.n_images), str(item.n_instances), str(item.n_predictions)]
         for key in iou_types:
             row += [_percent(item.ap[key]), _percent(item.ap50[key]), _percent(item.ar[key])]
