@@ -1,0 +1,55 @@
+"""Cut the object out of single-object images and keep the good cut-outs as an instance pool."""
+
+from importlib.metadata import version
+
+from bsgal_mask._border import BorderSegmenter
+from bsgal_mask._build import Progress, build_pool
+from bsgal_mask._choice import AgreementChoice, Choice, Chosen, FixedChoice
+from bsgal_mask._clean_up import CleanUp
+from bsgal_mask._filters import AreaFilter, BorderContactFilter, Filter, PartsFilter
+from bsgal_mask._image_set import ImageRow, ImageSet
+from bsgal_mask._scores import confidence, intersection_over_union
+from bsgal_mask._segmenter import Segmenter
+from bsgal_mask._summary import PoolSummary, summarise_pool
+from bsgal_mask._u2net import U2NetSegmenter
+from bsgal_mask._u2netp_file import find_u2netp, install_u2netp, user_model_path
+from bsgal_mask.errors import (
+    ImageError,
+    ImageSetError,
+    MissingModelError,
+    PoolError,
+    SegmentationError,
+)
+
+__all__ = [
+    "AgreementChoice",
+    "AreaFilter",
+    "BorderContactFilter",
+    "BorderSegmenter",
+    "Choice",
+    "Chosen",
+    "CleanUp",
+    "Filter",
+    "FixedChoice",
+    "ImageError",
+    "ImageRow",
+    "ImageSet",
+    "ImageSetError",
+    "MissingModelError",
+    "PartsFilter",
+    "PoolError",
+    "PoolSummary",
+    "Progress",
+    "SegmentationError",
+    "Segmenter",
+    "U2NetSegmenter",
+    "build_pool",
+    "confidence",
+    "find_u2netp",
+    "install_u2netp",
+    "intersection_over_union",
+    "summarise_pool",
+    "user_model_path",
+]
+
+__version__ = version("bsgal-mask")

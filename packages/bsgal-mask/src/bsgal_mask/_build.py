@@ -1,0 +1,300 @@
+"""From an image set to an instance pool."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bsgal_mask._choice import Choice, FixedChoice
+from bsgal_mask._clean_up import CleanUp
+from bsgal_mask._filters import AreaFilter, Filter
+from bsgal_mask._image_set import ImageRow, ImageSet
+from bsgal_mask._images import encode_rgba
+from bsgal_mask._jsonl import Row
+from bsgal_mask._pool_writer import PoolWriter
+from bsgal_mask._scores import confidence
+from bsgal_mask._segmenter import Image, Segmenter, SoftMask
+from bsgal_mask._summary import PoolSummary, summarise_rows
+from bsgal_mask.errors import ImageError, SegmentationError
+
+_LOGGER = logging.getLogger(__name__)
+# Reasons that lie in the image, not in its mask: a repaired or redrawn image is tried again.
+_IMAGE_SET, _IMAGE = "image-set", "image"
+_RETRIED = (_IMAGE_SET, _IMAGE)
+
+
+class Progress(Protocol):
+    """Called after every image."""
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` images have their row, earlier runs' included."""
+
+
+def build_pool(
+    image_set_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    methods: Sequence[Segmenter],
+    choose: Choice | None = None,
+    filters: Sequence[Filter] = (AreaFilter(),),
+    clean_up: CleanUp | None = None,
+    label_mask_threshold: int = 128,
+    batch_size: int = 8,
+    max_image_px: int = 64_000_000,
+    progress: Progress | None = None,
+) -> PoolSummary:
+    """Cut the object out of every image of an image set.
+
+    Every row of the image set ends as exactly one row of the pool: kept, or dropped with a
+    reason. A pool that an earlier run with the same settings left unfinished is continued; rows
+    it dropped because of the image file, or of its status in the image set, are tried again.
+
+    Args:
+        image_set_dir: The image set; only rows whose status is `ok` are segmented.
+        out_dir: The pool; made if missing.
+        methods: One or more methods with different names. All are run on every image.
+        choose: Which method's mask to take; None takes the first method's.
+        filters: Rules for the label mask, in order; the first that objects names the reason.
+        clean_up: Repairs of the chosen mask before the filters; None is `CleanUp()`.
+        label_mask_threshold: The label mask is where alpha (0 to 255) is at least this.
+        batch_size: Images in memory at a time and per call of a method.
+        max_image_px: Larger images (width times height) are dropped without being decoded.
+        progress: Called after every image.
+
+    Returns:
+        The counts of the whole pool.
+
+    Raises:
+        ImageSetError: The image set cannot be read.
+        PoolError: `out_dir` holds another pool, or cannot be written.
+        ValueError: A setting is impossible, or a method returned something other than masks.
+    """
+    names = [method.name for method in methods]
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"`methods` must be one or more with different names, got {names}")
+    if not 1 <= label_mask_threshold <= 255:
+        raise ValueError(f"`label_mask_threshold` must lie in [1, 255], got {label_mask_threshold}")
+    for argument, value in (("batch_size", batch_size), ("max_image_px", max_image_px)):
+        if value < 1:
+            raise ValueError(f"`{argument}` must be at least 1, got {value}")
+    cutter = _Cutter(
+        methods=methods,
+        choice=FixedChoice() if choose is None else choose,
+        filters=filters,
+        clean_up=CleanUp() if clean_up is None else clean_up,
+        label_mask_threshold=label_mask_threshold,
+    )
+    image_set = ImageSet.open(image_set_dir)
+    total = len(image_set.rows)
+    writer = PoolWriter(
+        Path(out_dir),
+        config=cutter.config() | {"max_image_px": max_image_px},
+        source={"image_set": image_set.meta_sha256},
+        versions=_versions(),
+    )
+    with writer:
+        todo = [row for row in image_set.rows if _is_open(row, writer.rows.get(row.sample_id))]
+        done = total - len(todo)
+        for batch in _batches(todo, batch_size):
+            for row, png in _cut_batch(image_set, batch, cutter, max_image_px):
+                writer.write(row, png)
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+    ids = (row.sample_id for row in image_set.rows)
+    return summarise_rows([writer.rows[instance_id] for instance_id in ids])
+
+
+class _Cutter:
+    """Everything between an image in memory and its pool row."""
+
+    def __init__(
+        self,
+        *,
+        methods: Sequence[Segmenter],
+        choice: Choice,
+        filters: Sequence[Filter],
+        clean_up: CleanUp,
+        label_mask_threshold: int,
+    ) -> None:
+        choice.check([method.name for method in methods])
+        self.methods = methods
+        self.choice = choice
+        self.filters = filters
+        self.clean_up = clean_up
+        self.label_mask_threshold = label_mask_threshold
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "methods": {method.name: dict(method.config()) for method in self.methods},
+            "choose": dict(self.choice.config()),
+            "filters": [dict(rule.config()) for rule in self.filters],
+            "clean_up": self.clean_up.config(),
+            "label_mask_threshold": self.label_mask_threshold,
+        }
+
+    def dropped(self, source: ImageRow, reason: str) -> Row:
+        """Return the row of an image without a mask."""
+        return {
+            "instance_id": source.sample_id,
+            "category_id": source.category_id,
+            "category_name": source.category_name,
+            "sample_id": source.sample_id,
+            "prompt": source.prompt,
+            "file": None,
+            "label_mask_threshold": self.label_mask_threshold,
+            "method": None,
+            "scores": {method.name: None for method in self.methods},
+            "agreement": None,
+            "clip_score": None,
+            "area_frac": None,
+            "bbox_xywh": None,
+            "status": "dropped",
+            "reason": reason,
+            "sha256": None,
+        }
+
+    def cut(
+        self, source: ImageRow, image: Image, masks: Sequence[SoftMask]
+    ) -> tuple[Row, bytes | None]:
+        """Choose, clean, filter and crop one image's mask."""
+        for method, mask in zip(self.methods, masks, strict=True):
+            if not np.isfinite(mask).all():
+                return self.dropped(source, f"non-finite: {method.name} gave no numbers"), None
+            _check_mask(method.name, mask, image)
+        alphas = {
+            method.name: np.rint(mask * 255).astype(np.uint8)
+            for method, mask in zip(self.methods, masks, strict=True)
+        }
+        labels = {name: alpha >= self.label_mask_threshold for name, alpha in alphas.items()}
+        chosen = self.choice.choose(labels)
+        alpha = self.clean_up.apply(alphas[chosen.method], self.label_mask_threshold)
+        label = alpha >= self.label_mask_threshold
+        row = self.dropped(source, "") | {
+            "method": chosen.method,
+            "scores": {
+                method.name: _rounded(confidence(mask))
+                for method, mask in zip(self.methods, masks, strict=True)
+            },
+            "agreement": _rounded(chosen.agreement),
+            "area_frac": _rounded(float(label.mean())),
+        }
+        if not label.any():
+            return row | {"reason": "empty: no object was found"}, None
+        x, y, width, height = _bounding_box_xywh(alpha)
+        row["bbox_xywh"] = [x, y, width, height]
+        reasons = (rule.reason_to_drop(label) for rule in self.filters)
+        reason = chosen.reason or next((reason for reason in reasons if reason), None)
+        if reason is not None:
+            return row | {"reason": reason}, None
+        crop = slice(y, y + height), slice(x, x + width)
+        png = encode_rgba(image[crop], alpha[crop])
+        return row | {"status": "kept", "reason": None}, png
+
+
+def _cut_batch(
+    image_set: ImageSet, sources: Sequence[ImageRow], cutter: _Cutter, max_image_px: int
+) -> Iterator[tuple[Row, bytes | None]]:
+    """Yield the pool row, and the file of a kept one, of each row of an image set, in order."""
+    images: dict[str, Image] = {}
+    reasons: dict[str, str] = {}
+    for source in sources:
+        try:
+            if source.status == "ok":
+                images[source.sample_id] = image_set.read(source, max_image_px=max_image_px)
+            else:
+                reasons[source.sample_id] = _status_reason(source)
+        except ImageError as error:
+            reasons[source.sample_id] = f"{_IMAGE}: {error}"
+            _LOGGER.warning("dropped sample %s (%s): %s", source.sample_id, source.file, error)
+    category_names = {source.sample_id: source.category_name for source in sources}
+    masks: dict[str, list[SoftMask]] = {sample_id: [] for sample_id in images}
+    for method in cutter.methods:
+        usable = {key: image for key, image in images.items() if key not in reasons}
+        for sample_id, found in _segment(method, usable, category_names).items():
+            if isinstance(found, SegmentationError):
+                reasons[sample_id] = f"method: {method.name} failed ({found})"
+            else:
+                masks[sample_id].append(found)
+    for source in sources:
+        sample_id = source.sample_id
+        if sample_id in reasons:
+            yield cutter.dropped(source, reasons[sample_id]), None
+        else:
+            yield cutter.cut(source, images[sample_id], masks[sample_id])
+
+
+def _segment(
+    method: Segmenter, images: dict[str, Image], category_names: dict[str, str]
+) -> dict[str, SoftMask | SegmentationError]:
+    """Return a mask, or why there is none, per image; one bad image does not cost the others."""
+    if not images:
+        return {}
+    try:
+        masks = method.segment(list(images.values()), [category_names[key] for key in images])
+    except SegmentationError as error:
+        if len(images) == 1:
+            return dict.fromkeys(images, error)
+        found: dict[str, SoftMask | SegmentationError] = {}
+        for sample_id, image in images.items():
+            found |= _segment(method, {sample_id: image}, category_names)
+        return found
+    if len(masks) != len(images):
+        raise ValueError(
+            f"method {method.name!r} must return one mask per image, got {len(masks)} masks for "
+            f"{len(images)} images"
+        )
+    return dict(zip(images, masks, strict=True))
+
+
+def _check_mask(name: str, mask: SoftMask, image: Image) -> None:
+    is_fitting = mask.dtype == np.float32 and mask.shape == image.shape[:2]
+    if not is_fitting or mask.min() < 0 or mask.max() > 1:
+        raise ValueError(
+            f"method {name!r} must return float32 masks of shape {image.shape[:2]} in [0, 1], got "
+            f"{mask.dtype} {mask.shape} in [{mask.min()}, {mask.max()}]"
+        )
+
+
+def _is_open(source: ImageRow, row: Row | None) -> bool:
+    """Tell whether an image still needs its row, or might get a better one."""
+    if row is None:
+        return True
+    return row["status"] == "dropped" and row["reason"].partition(":")[0] in _RETRIED
+
+
+def _status_reason(source: ImageRow) -> str:
+    detail = f"; {source.reason}" if source.reason else ""
+    return f"{_IMAGE_SET}: status {source.status}{detail}"
+
+
+def _bounding_box_xywh(alpha: Image) -> tuple[int, int, int, int]:
+    rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
+    x, y = int(columns[0]), int(rows[0])
+    return x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def _batches(rows: Sequence[ImageRow], size: int) -> Iterator[list[ImageRow]]:
+    iterator = iter(rows)
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in ("bsgal-mask", "numpy", "opencv-python-headless", "pillow", "onnxruntime"):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

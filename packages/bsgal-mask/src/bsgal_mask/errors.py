@@ -1,0 +1,23 @@
+"""Exceptions of this package; each is a subclass of the built-in a caller would expect."""
+
+from __future__ import annotations
+
+
+class ImageSetError(ValueError):
+    """An image set as a whole cannot be read: missing, malformed, or of another schema."""
+
+
+class PoolError(ValueError):
+    """An instance pool cannot be written or read: another schema, or another configuration."""
+
+
+class ImageError(ValueError):
+    """One image cannot be used; a run drops it with the reason and goes on."""
+
+
+class SegmentationError(RuntimeError):
+    """A method failed on an image; a run drops that image with the reason and goes on."""
+
+
+class MissingModelError(RuntimeError):
+    """A model file, or the library that runs it, is not installed; the message says how to."""
