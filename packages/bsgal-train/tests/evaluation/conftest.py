@@ -13,7 +13,7 @@ Document = dict[str, Any]
 Predictions = list[dict[str, Any]]
 
 N_CATEGORIES = 7
-SIDE_PX = 120
+SIDE_PX = 240
 
 
 def encoded(box: np.ndarray, image: Document) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def random_document(seed: int) -> Document:
         }
         images.append(image)
         for category_id in rng.choice(present, size=4).tolist():
-            box = np.concatenate([rng.uniform(0, 60, 2), np.exp(rng.uniform(2, 4.7, 2))])
+            box = np.concatenate([rng.uniform(0, 60, 2), np.exp(rng.uniform(2, 5.2, 2))])
             mask = encoded(box, image)
             annotations.append(
                 {
