@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from bsgal_train._lvis_layout import check_layout
+from bsgal_train._lvis_layout import layout_problems
 from bsgal_train._packed_sequence import PackedSequence
 from bsgal_train.errors import (
     AnnotationError,
@@ -106,7 +106,7 @@ class ImageRecord:
 
 @dataclass(frozen=True, slots=True)
 class LvisAnnotations:
-    """Hold a checked annotation file. Build one with `LvisAnnotations.load`.
+    """Hold a checked annotation file. Build one with `load` or `from_document`.
 
     Attributes:
         path: The annotation file.
@@ -145,14 +145,30 @@ class LvisAnnotations:
             AnnotationError: The file itself is missing or cannot be read.
         """
         path = Path(json_path)
-        document = read_lvis_json(path)
-        check_layout(document, path)
+        return cls.from_document(read_lvis_json(path), path, Path(image_root))
+
+    @classmethod
+    def from_document(
+        cls, document: Mapping[str, Any], path: Path, image_root: Path
+    ) -> LvisAnnotations:
+        """Check a parsed annotation file like `load`.
+
+        Args:
+            document: What `read_lvis_json` returned; its segmentations are shared, not copied.
+            path: Where it was read from, for messages.
+            image_root: See `load`.
+
+        Raises:
+            AnnotationError: As `load`.
+        """
+        for problem in layout_problems(document, path):
+            raise problem
         if not document["images"] or not document["annotations"]:
             raise EmptyAnnotationsError(
                 f"{path} has {len(document['images'])} images and "
                 f"{len(document['annotations'])} annotations; both must be more than 0"
             )
-        paths = _image_paths(document["images"], Path(image_root))
+        paths = _image_paths(document["images"], image_root)
         class_index_of = {
             category_id: index
             for index, category_id in enumerate(sorted(c["id"] for c in document["categories"]))
