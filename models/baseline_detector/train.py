@@ -8,6 +8,7 @@ Started again with the same folder it goes on, and a finished run is only export
 from __future__ import annotations
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,8 +61,6 @@ def export(recipe: Recipe, run: Path, target: Path) -> None:
 
 def load_categories(run: Path) -> list[str]:
     """Return the category names of a trained detector, in the order of its classes."""
-    import json
-
     description = json.loads((run / "detector.json").read_text(encoding="utf-8"))
     return list(description["category_names"])
 

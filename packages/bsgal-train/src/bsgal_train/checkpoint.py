@@ -13,7 +13,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 __all__ = ["CheckpointFolder", "TrainingState"]
@@ -62,7 +62,7 @@ class CheckpointFolder:
                 shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
         model = {name: value.contiguous() for name, value in state.model.items()}
-        save_file(model, temporary / "model.safetensors")
+        (temporary / "model.safetensors").write_bytes(save(model))
         rest = {
             "step": state.step,
             "position": state.position,

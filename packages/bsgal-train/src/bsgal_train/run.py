@@ -47,10 +47,10 @@ logger = logging.getLogger(__name__)
 
 # Settings that may differ between the starts of one run: they change no number.
 _FREE_SETTINGS = (
-    ("data", "n_workers"),
-    ("schedule", "log_every"),
-    ("checkpoint", "every"),
-    ("checkpoint", "keep"),
+    "data.n_workers",
+    "schedule.log_every",
+    "checkpoint.every",
+    "checkpoint.keep",
 )
 _TEST_BATCH_SIZE = 8
 
@@ -280,13 +280,13 @@ def _prepare_folder(folder: Path, recipe: Recipe) -> None:
     recipe.save(path)
 
 
-def _deciding(recipe: Recipe) -> dict[tuple[str, str], Any]:
-    """Return the settings that change results, by part and name."""
+def _deciding(recipe: Recipe) -> dict[str, Any]:
+    """Return the settings that change results, by dotted key."""
     return {
-        (part, name): value
+        f"{part}.{name}": value
         for part, named in recipe.to_dict().items()
         for name, value in named.items()
-        if (part, name) not in _FREE_SETTINGS
+        if f"{part}.{name}" not in _FREE_SETTINGS
     }
 
 

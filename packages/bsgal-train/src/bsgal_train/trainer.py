@@ -151,7 +151,11 @@ class Trainer:
         began = time.monotonic()
         step = self._step + 1
         seed = step_seed(self.recipe.schedule.seed, step)
-        selected = self.selection(self.detector, samples, step, seed)
+        try:
+            selected = self.selection(self.detector, samples, step, seed)
+        except FloatingPointError as error:
+            # detectron2 looks at its proposals before there is a loss.
+            raise _diverged(step, samples, str(error)) from error
         total = torch.stack(list(selected.losses.values())).sum()
         self._optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -198,15 +202,19 @@ class Trainer:
 
 
 def _check_finite(step: int, samples: list[TrainingSample], values: dict[str, Tensor]) -> None:
-    bad = {name: float(value.detach()) for name, value in values.items()}
-    bad = {name: value for name, value in bad.items() if not math.isfinite(value)}
+    numbers = {name: float(value.detach()) for name, value in values.items()}
+    bad = {name: number for name, number in numbers.items() if not math.isfinite(number)}
     if bad:
-        images = ", ".join(str(sample.original["image_id"]) for sample in samples)
-        instances = ", ".join(paste.instance_id for s in samples for paste in s.pastes) or "none"
-        raise DivergedError(
-            f"step {step}: {bad} not finite, on images {images} with pasted instances "
-            f"{instances}; lower optimizer.lr or look at these samples"
-        )
+        raise _diverged(step, samples, f"not finite: {bad}")
+
+
+def _diverged(step: int, samples: list[TrainingSample], what: str) -> DivergedError:
+    images = ", ".join(str(sample.original["image_id"]) for sample in samples)
+    instances = ", ".join(paste.instance_id for s in samples for paste in s.pastes) or "none"
+    return DivergedError(
+        f"step {step}: {what}; the images were {images}, the pasted instances {instances}; "
+        "lower optimizer.lr or look at these samples"
+    )
 
 
 @contextmanager

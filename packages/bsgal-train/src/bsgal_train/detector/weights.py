@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from bsgal_train.recipe import DetectorConfig
@@ -55,7 +55,7 @@ def save_detector(
         name: value.detach().to(dtype).contiguous() for name, value in detector.state_dict().items()
     }
     temporary = folder / "detector.safetensors.tmp"
-    save_file(tensors, temporary)
+    temporary.write_bytes(save(tensors))
     temporary.replace(folder / "detector.safetensors")
     description = {
         "schema": SCHEMA,

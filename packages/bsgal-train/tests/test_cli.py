@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bsgal_train.cli import main
+from bsgal_train.recipe import Recipe
+
+
+@pytest.fixture
+def recipe_json(tiny_recipe: Recipe, tmp_path: Path) -> str:
+    path = tmp_path / "tiny.json"
+    tiny_recipe.save(path)
+    return str(path)
+
+
+def test_train_and_eval_print_a_table(
+    recipe_json: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["train", "--recipe", recipe_json, "--out", str(out), "--threads", "1"]) == 0
+    trained = capsys.readouterr()
+    assert main(["eval", "--recipe", recipe_json, "--detector", str(out)]) == 0
+    evaluated = capsys.readouterr()
+
+    assert "APr" in trained.out
+    assert "training: 5/5" in trained.err
+    assert evaluated.out.strip() in trained.out
+
+
+def test_an_override_reaches_the_run(recipe_json: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    changes = ["--set", "schedule.n_steps=2", "--set", "selection.mode=none"]
+    assert main(["train", "--recipe", recipe_json, *changes, "--out", str(out)]) == 0
+
+    saved = json.loads((out / "recipe.json").read_text())
+    assert (saved["schedule"]["n_steps"], saved["selection"]["mode"]) == (2, "none")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "coco_min"], "the nearest is `coco_mini`"),
+        (["--set", "schedule.n_step=2"], "the nearest is `schedule.n_steps`"),
+        (["--set", "data.train_json=nowhere.json"], "nowhere.json"),
+        (["--threads", "-1"], "--threads"),
+    ],
+)
+def test_a_mistake_is_one_readable_line(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--out", str(tmp_path / "out"), *arguments]) == 1
+
+    error = capsys.readouterr().err
+    assert error.startswith("bsgal-train: ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert "Traceback" not in error
+
+
+def test_bad_usage_exits_with_two() -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["train"])
+
+    assert exit_info.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "data", "setup-detectron2", "demo"])
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        main([command, "--help"])
+
+    assert exit_info.value.code == 0
+    assert "usage: bsgal-train" in capsys.readouterr().out

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pycocotools import mask as coco_mask
+
+from bsgal_train.annotations import LvisAnnotations
+from bsgal_train.data import build_test_loader
+from bsgal_train.detector import build_detector
+from bsgal_train.predict import predict
+from bsgal_train.recipe import Recipe
+
+
+@pytest.fixture
+def annotations(tiny_data: Path) -> LvisAnnotations:
+    return LvisAnnotations.load(tiny_data / "val.json", tiny_data)
+
+
+@pytest.fixture
+def detector(tiny_recipe: Recipe) -> Any:
+    torch.manual_seed(0)
+    return build_detector(
+        tiny_recipe.override("detector.score_threshold=0.0").detector, n_classes=3
+    )
+
+
+def test_predictions_are_lvis_results_in_the_original_image(
+    detector: Any, annotations: LvisAnnotations
+) -> None:
+    done: list[int] = []
+    loader = build_test_loader(annotations, image_px=96, batch_size=2)
+
+    predictions = predict(detector, loader, [3, 5, 9], progress=done.append)
+
+    assert done == [2, 3]
+    assert {p["image_id"] for p in predictions} == {1, 2, 3}
+    assert {p["category_id"] for p in predictions} <= {3, 5, 9}
+    for one in predictions:
+        x, y, width, height = one["bbox"]
+        assert 0 <= x <= x + width <= 64 + 1e-4
+        assert 0 <= y <= y + height <= 64 + 1e-4
+        assert coco_mask.decode(one["segmentation"]).shape == (64, 64)
+
+
+def test_prediction_leaves_the_detector_in_training(
+    detector: Any, annotations: LvisAnnotations
+) -> None:
+    predict(detector, build_test_loader(annotations), [3, 5, 9])
+
+    assert detector.training
+
+
+def test_limits_of_the_recipe_hold(detector: Any, annotations: LvisAnnotations) -> None:
+    predictions = predict(detector, build_test_loader(annotations), [3, 5, 9])
+
+    for image_id in (1, 2, 3):
+        assert sum(p["image_id"] == image_id for p in predictions) <= 10
