@@ -22,7 +22,7 @@ def test_train_and_eval_print_a_table(
     out = tmp_path / "out"
     assert main(["train", "--recipe", recipe_json, "--out", str(out), "--threads", "1"]) == 0
     trained = capsys.readouterr()
-    assert main(["eval", "--recipe", recipe_json, "--detector", str(out)]) == 0
+    assert main(["eval", "--detector", str(out)]) == 0
     evaluated = capsys.readouterr()
 
     assert "APr" in trained.out

@@ -53,12 +53,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="command")
 
     train = commands.add_parser("train", help="train a recipe; started again, it goes on")
-    _add_recipe_options(train)
+    _add_recipe_options(train, "builtin_continue")
     train.add_argument("--out", type=Path, required=True, help="output folder of the run")
     train.set_defaults(command=_train)
 
     evaluate = commands.add_parser("eval", help="evaluate a detector on an annotation file")
-    _add_recipe_options(evaluate)
+    _add_recipe_options(evaluate, "the run's own, else builtin_continue")
     evaluate.add_argument(
         "--detector",
         default="baseline",
@@ -84,11 +84,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+def _add_recipe_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
-        "--recipe",
-        default="builtin_continue",
-        help="name of a recipe, or a .py or .json file (default: builtin_continue)",
+        "--recipe", help=f"name of a recipe, or a .py or .json file (default: {default})"
     )
     parser.add_argument(
         "--set",
@@ -107,7 +105,8 @@ def _train(options: argparse.Namespace) -> None:
     from bsgal_train.run import train
 
     _use_threads(options.threads)
-    result = train(_recipe(options), options.out, progress=_ProgressLine("training"))
+    recipe = _recipe(options.recipe or "builtin_continue", options)
+    result = train(recipe, options.out, progress=_ProgressLine("training"))
     if result.evaluation is not None:
         print(summary_table(result.evaluation))
     print(f"results in {options.out}")
@@ -118,9 +117,10 @@ def _evaluate(options: argparse.Namespace) -> None:
     from bsgal_train.run import evaluate
 
     _use_threads(options.threads)
-    result = evaluate(
-        _recipe(options), options.detector, options.out, progress=_ProgressLine("evaluating")
-    )
+    own = Path(options.detector) / "recipe.json"
+    name = options.recipe or (str(own) if own.is_file() else "builtin_continue")
+    recipe = _recipe(name, options)
+    result = evaluate(recipe, options.detector, options.out, progress=_ProgressLine("evaluating"))
     print(summary_table(result))
 
 
@@ -173,10 +173,10 @@ class _ProgressLine:
         print(f"{self._title}: {done}/{total}{left}  {detail}", file=sys.stderr, flush=True)
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
+def _recipe(name: str, options: argparse.Namespace) -> Recipe:
     from bsgal_train.recipes import load_recipe
 
-    return load_recipe(options.recipe).override(*options.set)
+    return load_recipe(name).override(*options.set)
 
 
 def _use_threads(n_threads: int) -> None:
