@@ -60,6 +60,16 @@ def test_a_mistake_is_one_readable_line(
     assert "Traceback" not in error
 
 
+def test_check_data_reports_what_a_run_would_stumble_over(
+    recipe_json: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["check-data", "--recipe", recipe_json, "--read-images"]) == 0
+    assert "errors: 0" in capsys.readouterr().out
+
+    assert main(["check-data", "--recipe", recipe_json, "--set", "data.val_json=gone.json"]) == 1
+    assert "gone.json" in capsys.readouterr().out
+
+
 def test_bad_usage_exits_with_two() -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["train"])
@@ -67,7 +77,9 @@ def test_bad_usage_exits_with_two() -> None:
     assert exit_info.value.code == 2
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "data", "setup-detectron2", "demo"])
+@pytest.mark.parametrize(
+    "command", ["train", "eval", "check-data", "data", "setup-detectron2", "demo"]
+)
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:
         main([command, "--help"])

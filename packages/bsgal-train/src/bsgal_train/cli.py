@@ -72,6 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--seed", type=int, default=0)
     data.set_defaults(command=_data)
 
+    check = commands.add_parser("check-data", help="look through annotations, images and pool")
+    _add_recipe_options(check, "builtin_continue")
+    check.add_argument("--read-images", action="store_true", help="decode every image")
+    check.set_defaults(command=_check_data)
+
     setup = commands.add_parser(
         "setup-detectron2", help="build and install detectron2 v0.6, without a compiler"
     )
@@ -134,6 +139,28 @@ def _data(options: argparse.Namespace) -> None:
     print(f"training annotations: {dataset.train_json}")
     print(f"validation annotations: {dataset.val_json}")
     print(f"images: {dataset.image_root}")
+
+
+def _check_data(options: argparse.Namespace) -> None:
+    from bsgal_train.check_data import check_data
+
+    recipe = _recipe(options.recipe or "builtin_continue", options)
+    config = recipe.data
+    if not config.train_json:
+        raise ValueError("there is nothing to check: set data.train_json")
+    line = _ProgressLine("reading images")
+    report = check_data(
+        config.train_json,
+        config.image_root,
+        val_json=config.val_json or None,
+        val_image_root=config.val_image_root or None,
+        pool=recipe.paste.pool or None,
+        read_images=options.read_images,
+        progress=lambda done, total: line(done, total, ""),
+    )
+    print(report)
+    if not report.is_usable:
+        raise ValueError("a run cannot start with this data; see the errors above")
 
 
 def _setup_detectron2(options: argparse.Namespace) -> None:
