@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from bsgal_train._packed_sequence import PackedSequence
 from bsgal_train.annotations import FrequencyLimits, LvisAnnotations
 from bsgal_train.errors import (
     AnnotationError,
@@ -159,17 +158,6 @@ def test_annotations_survive_pickling(load, document):
     again = pickle.loads(pickle.dumps(annotations))
     assert again.categories == annotations.categories
     assert list(again.images) == list(annotations.images)
-
-
-def test_packed_sequence_acts_like_a_tuple():
-    records = [("a", 1), ("b", 2), ("c", 3)]
-    packed = PackedSequence(iter(records))
-    assert list(packed) == records
-    assert packed[-1] == ("c", 3)
-    assert packed[1:] == (("b", 2), ("c", 3))
-    with pytest.raises(IndexError):
-        packed[3]
-    assert list(PackedSequence([])) == []
 
 
 def test_a_missing_annotation_file_is_named(tmp_path):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import io
+import json
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,47 +24,61 @@ def run_python(code: str, *options: str, **environment: str) -> subprocess.Compl
     )
 
 
-def test_ensure_makes_a_mask_rcnn_importable_without_any_warning():
-    done = run_python(
-        "from bsgal_train.detectron2_setup import ensure_detectron2\n"
-        "ensure_detectron2(); ensure_detectron2()\n"
-        "import detectron2.engine, detectron2.checkpoint, detectron2.structures\n"
-        "from detectron2.modeling import META_ARCH_REGISTRY\n"
-        "from detectron2.modeling.anchor_generator import DefaultAnchorGenerator\n"
-        "import torch\n"
-        "DefaultAnchorGenerator(sizes=[[8]], aspect_ratios=[[1.0]], strides=[4])"
-        "([torch.zeros(1, 1, 2, 2)])\n"
-        "print('GeneralizedRCNN' in META_ARCH_REGISTRY)",
-        "-W",
-        "error",
-    )
-    assert done.stdout.strip() == "True", done.stderr
+PROBE = """
+import importlib.util, json, sys
+import PIL.Image
+
+def dropped_names():
+    return [hasattr(PIL.Image, "LINEAR"), importlib.util.find_spec("pkg_resources") is not None]
+
+before = dropped_names()
+from bsgal_train.detectron2_setup import ensure_detectron2
+ensure_detectron2()
+ensure_detectron2()
+after = dropped_names()
+
+import detectron2.checkpoint, detectron2.engine, detectron2.structures, torch
+from detectron2 import _C
+from detectron2.modeling import META_ARCH_REGISTRY
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+
+anchors = DefaultAnchorGenerator(sizes=[[8]], aspect_ratios=[[1.0]], strides=[4])
+anchors([torch.zeros(1, 1, 2, 2)])
+function = _C.box_iou_rotated
+try:
+    function(1, 2)
+except Exception as error:
+    complaint = str(error)
+print(json.dumps({
+    "before": before,
+    "after": after,
+    "has_mask_rcnn": "GeneralizedRCNN" in META_ARCH_REGISTRY,
+    "is_pure_python": getattr(_C, "__file__", None) is None,
+    "complaint": complaint,
+}))
+"""
 
 
-def test_ensure_leaves_no_stand_in_behind_for_other_libraries():
-    done = run_python(
-        "import importlib.util, PIL.Image\n"
-        "before = (hasattr(PIL.Image, 'LINEAR'), importlib.util.find_spec('pkg_resources'))\n"
-        "from bsgal_train.detectron2_setup import ensure_detectron2\n"
-        "ensure_detectron2()\n"
-        "after = (hasattr(PIL.Image, 'LINEAR'), importlib.util.find_spec('pkg_resources'))\n"
-        "print(before == after)"
-    )
-    assert done.stdout.strip() == "True", done.stderr
+@pytest.fixture(scope="module")
+def probe() -> dict[str, Any]:
+    """Use detectron2 in a fresh process in which every warning is an error."""
+    done = run_python(PROBE, "-W", "error")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-def test_a_missing_compiled_operator_says_so_when_it_is_called():
-    done = run_python(
-        "from bsgal_train.detectron2_setup import ensure_detectron2\n"
-        "ensure_detectron2()\n"
-        "from detectron2 import _C\n"
-        "function = _C.box_iou_rotated\n"
-        "try:\n    function(1, 2)\n"
-        "except RuntimeError as error:\n    print(error)"
-    )
-    if done.stderr.strip():
+def test_ensure_makes_a_mask_rcnn_importable_without_any_warning(probe):
+    assert probe["has_mask_rcnn"]
+
+
+def test_ensure_leaves_no_stand_in_behind_for_other_libraries(probe):
+    assert probe["before"] == probe["after"]
+
+
+def test_a_missing_compiled_operator_says_so_when_it_is_called(probe):
+    if not probe["is_pure_python"]:
         pytest.skip("this detectron2 has its compiled operators")
-    assert "compiled operator 'box_iou_rotated'" in done.stdout
+    assert "compiled operator 'box_iou_rotated'" in probe["complaint"]
 
 
 def make_package(folder: Path, files: dict[str, str]) -> None:
@@ -102,6 +118,15 @@ def test_without_detectron2_the_error_names_the_setup_command(tmp_path: Path):
         "ensure_detectron2()"
     )
     assert "run `bsgal-train setup-detectron2`" in done.stderr
+
+
+def test_a_package_that_detectron2_lacks_is_named(tmp_path: Path):
+    make_package(tmp_path, {"__init__.py": "import a_package_that_is_missing"})
+    done = run_python(
+        "from bsgal_train.detectron2_setup import ensure_detectron2\nensure_detectron2()",
+        PYTHONPATH=str(tmp_path),
+    )
+    assert "pip install a_package_that_is_missing" in done.stderr.splitlines()[-1]
 
 
 @pytest.fixture
@@ -151,15 +176,12 @@ def test_a_missing_source_archive_is_named(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("not_installed")
-@pytest.mark.parametrize(
-    ("fail_at", "message"),
-    [("bdist_wheel", "building the wheel failed.*setuptools and wheel are current")],
-)
-def test_a_failed_build_says_what_to_check(tmp_path, monkeypatch, fail_at, message):
+def test_a_failed_build_says_what_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     archive = write_archive(tmp_path / "source.tar.gz", {"detectron2-0.6/setup.py": b""})
     monkeypatch.setattr(detectron2_setup, "_check_hash", lambda archive: None)
+    message = "building the wheel failed.*setuptools and wheel are current"
     with pytest.raises(Detectron2SetupError, match=message):
-        detectron2_setup.install_detectron2(archive, run=FakeRunner(fail_at))
+        detectron2_setup.install_detectron2(archive, run=FakeRunner("bdist_wheel"))
 
 
 @pytest.mark.parametrize("name", ["../outside.py", "/outside.py", "source/../../outside.py"])

@@ -75,7 +75,7 @@ def ensure_detectron2() -> None:
     detectron2 is changed; a build that has its compiled operators gets no stand-in for them.
 
     Raises:
-        Detectron2MissingError: If detectron2 is not installed.
+        Detectron2MissingError: If detectron2, or something it imports, is not installed.
     """
     if all(name in sys.modules for name in _MODULES_IMPORTED_WITH_STAND_INS):
         return
@@ -86,14 +86,20 @@ def ensure_detectron2() -> None:
             f"detectron2 is not installed in {sys.prefix}; run `{SETUP_COMMAND}`, or install "
             "detectron2's main branch from its own repository"
         )
-    with _known_warnings_silenced(), _dropped_names_restored():
-        detectron2: Any = importlib.import_module("detectron2")
-        if importlib.util.find_spec("detectron2._C") is None:
-            operators = _MissingOperators("detectron2._C")
-            sys.modules["detectron2._C"] = operators
-            detectron2._C = operators
-        for name in _MODULES_IMPORTED_WITH_STAND_INS:
-            importlib.import_module(name)
+    try:
+        with _known_warnings_silenced(), _dropped_names_restored():
+            detectron2: Any = importlib.import_module("detectron2")
+            if importlib.util.find_spec("detectron2._C") is None:
+                operators = _MissingOperators("detectron2._C")
+                sys.modules["detectron2._C"] = operators
+                detectron2._C = operators
+            for name in _MODULES_IMPORTED_WITH_STAND_INS:
+                importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise Detectron2MissingError(
+            f"detectron2 is installed in {Path(spec.origin).parent}, but it needs {error.name}, "
+            f"which is not: install that (pip install {error.name})"
+        ) from error
 
 
 class _MissingOperators(types.ModuleType):

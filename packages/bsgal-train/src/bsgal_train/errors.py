@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Detectron2MissingError(RuntimeError):
-    """detectron2 is not installed."""
+    """detectron2, or something it imports, is not installed."""
 
 
 class Detectron2SetupError(RuntimeError):
