@@ -282,3 +282,8 @@ def test_file_without_categories_is_refused(document: Document) -> None:
     del document["categories"]
     with pytest.raises(AnnotationFormatError, match="has no list `categories`"):
         evaluate_lvis(document, [])
+
+
+def test_file_with_an_empty_list_of_categories_is_refused(document: Document) -> None:
+    with pytest.raises(AnnotationFormatError, match="has no category"):
+        evaluate_lvis({**document, "categories": [], "annotations": []}, [])

@@ -53,6 +53,8 @@ class GroundTruth:
         for part in _PARTS:
             if not isinstance(document.get(part), list):
                 raise AnnotationFormatError(f"{where} has no list `{part}`; it must be LVIS v1")
+        if not document["categories"]:
+            raise AnnotationFormatError(f"{where} has no category, so there is nothing to evaluate")
         images = {image["id"]: image for image in document["images"]}
         judged = {
             (image["id"], category_id)
