@@ -44,5 +44,6 @@ class PackedSequence(Sequence[Record], Generic[Record]):
             return tuple(self[i] for i in range(*index.indices(len(self))))
         position = range(len(self))[index]
         start = int(self._stops[position - 1]) if position else 0
-        record: Record = pickle.loads(memoryview(self._block[start : int(self._stops[position])]))
+        stop = int(self._stops[position])
+        record: Record = pickle.loads(self._block[start:stop].tobytes())
         return record
