@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from bsgal_train.cli import main
+from bsgal_train.demo.settings import DemoSettings
 from bsgal_train.recipe import Recipe
 
 
@@ -68,6 +70,15 @@ def test_check_data_reports_what_a_run_would_stumble_over(
 
     assert main(["check-data", "--recipe", recipe_json, "--set", "data.val_json=gone.json"]) == 1
     assert "gone.json" in capsys.readouterr().out
+
+
+def test_every_setting_of_the_demo_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["demo", "--help"])
+
+    shown = capsys.readouterr().out
+    for field in dataclasses.fields(DemoSettings):
+        assert f"--{field.name.replace('_', '-')}" in shown
 
 
 def test_bad_usage_exits_with_two() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import math
 import sys
@@ -10,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from bsgal_train.demo.settings import DemoSettings
 
 if TYPE_CHECKING:
     from bsgal_train.recipe import Recipe
@@ -85,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="the whole loop, from prompts to a report")
     demo.add_argument("--out", type=Path, default=Path("demo"), help="its folder (default: demo)")
+    for field in dataclasses.fields(DemoSettings):
+        flag = f"--{field.name.replace('_', '-')}"
+        demo.add_argument(flag, type=int, default=field.default, help=f"default: {field.default}")
     demo.set_defaults(command=_demo)
     return parser
 
@@ -172,7 +178,8 @@ def _setup_detectron2(options: argparse.Namespace) -> None:
 def _demo(options: argparse.Namespace) -> None:
     from bsgal_train.demo.loop import run_demo
 
-    run_demo(options.out)
+    names = [field.name for field in dataclasses.fields(DemoSettings)]
+    run_demo(options.out, DemoSettings(**{name: getattr(options, name) for name in names}))
 
 
 class _ProgressLine:
