@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import cv2
@@ -18,6 +18,22 @@ _MIN_SIDE_PX = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class _Background:
+    """The background's colours as normal distributions in Lab."""
+
+    means: list[_Array]
+    precisions: list[_Array]
+
+    def distance(self, lab: _Array) -> _Array:
+        """Return the Mahalanobis distances (...) of colours (..., 3) to the nearest of ours."""
+        squared = [
+            np.einsum("...i,ij,...j->...", lab - mean, precision, lab - mean)
+            for mean, precision in zip(self.means, self.precisions, strict=True)
+        ]
+        return np.asarray(np.sqrt(np.maximum(np.min(squared, axis=0), 0)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class BorderSegmenter:
     """Take the colours along the image's border for the background, refine with GrabCut.
 
@@ -26,7 +42,8 @@ class BorderSegmenter:
     object, wherever it lies, so that a ring's hole starts as background; GrabCut (Rother,
     Kolmogorov and Blake, 2004, in OpenCV) then moves the outline to the image's edges. Made for
     prompts that ask for a plain background: an object of the background's own colour cannot be
-    found. Equal images and seeds give equal masks.
+    found, except where the object encloses it: an enclosed region is a hole only if its median
+    colour is a background colour. Equal images and seeds give equal masks.
 
     OpenCV draws from a generator of its own, which every call seeds with `seed`.
     """
@@ -37,12 +54,14 @@ class BorderSegmenter:
     """Width of the border strip as a share of the shorter side."""
     n_colours: int = 3
     """Colour clusters that make up the background."""
-    min_colour_frac: float = 0.08
+    min_colour_frac: float = 0.15
     """A cluster with a smaller share of the border is taken for an object that touches it."""
     min_distance: float = 3.0
     """A pixel nearer than this to a cluster, in its standard deviations, is background."""
     max_distance: float = 6.0
     """A pixel farther than this from all clusters starts as object."""
+    hole_distance: float = 1.5
+    """An enclosed region farther than this from the background is no hole but object."""
     grabcut_iterations: int = 3
     """Rounds of GrabCut; 0 leaves it out."""
     edge_sigma_px: float = 0.8
@@ -66,8 +85,9 @@ class BorderSegmenter:
         for field, least in (("n_colours", 1), ("grabcut_iterations", 0), ("max_side_px", 32)):
             if getattr(self, field) < least:
                 raise ValueError(f"`{field}` must be at least {least}, got {getattr(self, field)}")
-        if self.edge_sigma_px < 0:
-            raise ValueError(f"`edge_sigma_px` must not be negative, got {self.edge_sigma_px}")
+        for field in ("edge_sigma_px", "hole_distance"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"`{field}` must not be negative, got {getattr(self, field)}")
 
     def config(self) -> Mapping[str, Any]:
         """Return the settings."""
@@ -88,7 +108,10 @@ class BorderSegmenter:
         cv2.setRNGSeed(self.seed)
         small = _shrink(image, self.max_side_px)
         strip = _border_strip(small.shape[:2], self.border_frac)
-        distance = self._distance_from_background(small, strip)
+        lab = cv2.cvtColor(small.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
+        lab = lab - _gradient(lab, strip)
+        background = self._background(lab[strip])
+        distance = background.distance(lab)
         far = distance > self._threshold(distance)
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3))
         seeds = cv2.morphologyEx(far.astype(np.uint8), cv2.MORPH_OPEN, kernel)
@@ -97,6 +120,9 @@ class BorderSegmenter:
         certain = cv2.erode(seeds, kernel, iterations=3) > 0
         certain &= distance > self.max_distance
         found = self._grabcut(small, seeds > 0, certain, strip)
+        for region in _enclosed_regions(found):
+            if background.distance(np.median(lab[region], axis=0)) > self.hole_distance:
+                found |= region
         soft = found.astype(np.float32)
         if self.edge_sigma_px:
             soft = cv2.GaussianBlur(soft, (0, 0), self.edge_sigma_px)
@@ -104,25 +130,21 @@ class BorderSegmenter:
             soft = cv2.resize(soft, image_hw[::-1], interpolation=cv2.INTER_LINEAR)
         return np.clip(soft, 0, 1)
 
-    def _distance_from_background(self, image: Image, strip: _Array) -> _Array:
-        """Return each pixel's Mahalanobis distance to the nearest background colour."""
-        lab = cv2.cvtColor(image.astype(np.float32) / 255, cv2.COLOR_RGB2LAB)
-        lab = lab - _gradient(lab, strip)
-        samples = lab[strip]
+    def _background(self, samples: _Array) -> _Background:
+        """Return the colours of the border strip's pixels (N, 3) that count as background."""
         criteria = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 20, 0.5)
         n_colours = min(self.n_colours, len(samples))
         _, labels, _ = cv2.kmeans(samples, n_colours, None, criteria, 2, cv2.KMEANS_PP_CENTERS)
         counts = np.bincount(labels[:, 0], minlength=n_colours)
         kept = counts >= min(self.min_colour_frac * len(samples), counts.max())
-        nearest = np.full(lab.shape[:2], np.inf, np.float32)
-        for label in np.flatnonzero(kept):
-            cluster = samples[labels[:, 0] == label]
+        clusters = [samples[labels[:, 0] == label] for label in np.flatnonzero(kept)]
+        return _Background(
+            means=[cluster.mean(axis=0) for cluster in clusters],
             # A spread of at least 2 Lab units per axis: less cannot be seen.
-            covariance = np.cov(cluster.T, bias=True) + 4 * np.eye(3)
-            offset = lab - cluster.mean(axis=0)
-            squared = np.einsum("hwi,ij,hwj->hw", offset, np.linalg.inv(covariance), offset)
-            nearest = np.minimum(nearest, np.sqrt(np.maximum(squared, 0)))
-        return np.asarray(nearest)
+            precisions=[
+                np.linalg.inv(np.cov(cluster.T, bias=True) + 4 * np.eye(3)) for cluster in clusters
+            ],
+        )
 
     def _threshold(self, distance: _Array) -> float:
         """Return the distance that best splits the image in two, within the allowed range."""
@@ -179,3 +201,11 @@ def _gradient(lab: _Array, strip: _Array) -> _Array:
         coefficients = np.linalg.solve(normal, design.T @ (weights * samples))
         residuals = samples - design @ coefficients
     return (terms @ coefficients).astype(np.float32)
+
+
+def _enclosed_regions(found: _Array) -> Iterator[_Array]:
+    """Yield the mask of each 4-connected region outside `found` that the border does not reach."""
+    n_regions, indices = cv2.connectedComponents((~found).astype(np.uint8), connectivity=4)
+    outer = np.concatenate([indices[0], indices[-1], indices[:, 0], indices[:, -1]])
+    for index in np.setdiff1d(np.arange(1, n_regions), outer):
+        yield indices == index

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image as PillowImage
+from PIL import UnidentifiedImageError
 
 from bsgal_mask._segmenter import Image
 from bsgal_mask.errors import ImageError
@@ -56,8 +57,11 @@ def read_image(path: Path, *, max_image_px: int, sha256: str | None = None) -> I
         raise ImageError(str(error)) from None
     except ImageError:
         raise
+    except UnidentifiedImageError:
+        # Its own message holds a memory address, which would differ from run to run.
+        raise ImageError("damaged or not a PNG, JPEG or WebP image") from None
     except _DECODING_ERRORS as error:
-        raise ImageError(f"damaged or not an image ({error})") from None
+        raise ImageError(f"damaged ({error})") from None
 
 
 def encode_rgba(image: Image, alpha: Image) -> bytes:

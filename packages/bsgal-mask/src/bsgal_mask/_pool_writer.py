@@ -119,9 +119,9 @@ def _is_continued(root: Path, settings: Mapping[str, Any]) -> bool:
         return False
     meta = _read_meta(root)
     before = _flatten({key: meta.get(key) for key in settings})
-    now = _flatten(json.loads(json.dumps(settings)))
+    now = _flatten(settings)
     differences = [
-        f"{key}: {before.get(key, 'absent')!r} before, {now.get(key, 'absent')!r} now"
+        f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now"
         for key in sorted(before.keys() | now.keys())
         if before.get(key, "absent") != now.get(key, "absent")
     ]
@@ -133,11 +133,11 @@ def _is_continued(root: Path, settings: Mapping[str, Any]) -> bool:
     return True
 
 
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested dicts as one dict with dotted keys; everything else is a leaf."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
+def _flatten(value: Any, prefix: str = "") -> dict[str, str]:
+    """Return nested dicts as one dict with dotted keys; everything else is a leaf, as JSON."""
+    if not isinstance(value, Mapping):
+        return {prefix: json.dumps(value)}
+    flat: dict[str, str] = {}
     for key, inner in value.items():
         flat |= _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
     return flat

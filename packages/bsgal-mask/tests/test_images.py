@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bsgal_mask import ImageError
+from bsgal_mask._images import encode_rgba, read_image
+
+
+def write(path, picture, kind="PNG"):
+    picture.save(path, kind)
+    return path
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+def test_eight_bit_modes_become_rgb(tmp_path, mode):
+    path = write(tmp_path / "a.png", Image.new("RGB", (5, 4), "white").convert(mode))
+    image = read_image(path, max_image_px=100)
+    assert image.shape == (4, 5, 3)
+    assert image.dtype == np.uint8
+    assert (image == 255).all()
+
+
+def test_sixteen_bits_are_refused_and_not_clipped(tmp_path):
+    path = write(tmp_path / "a.png", Image.fromarray(np.full((4, 4), 40000, np.uint16)))
+    with pytest.raises(ImageError, match="8 bits per channel are required"):
+        read_image(path, max_image_px=100)
+
+
+def test_an_image_beyond_the_limit_is_refused_before_decoding(tmp_path):
+    path = write(tmp_path / "a.png", Image.new("1", (20_000, 20_000)))
+    with pytest.raises(ImageError, match=r"limit"):
+        read_image(path, max_image_px=64_000_000)
+    small = write(tmp_path / "b.png", Image.new("L", (11, 10)))
+    with pytest.raises(ImageError, match="11 x 10 pixels, the limit is 109 pixels"):
+        read_image(small, max_image_px=109)
+    assert read_image(small, max_image_px=110).shape == (10, 11, 3)
+
+
+def test_a_file_pillow_itself_calls_a_bomb_is_refused_without_a_warning(tmp_path):
+    path = write(tmp_path / "a.png", Image.new("1", (10_000, 9_500)))
+    with pytest.raises(ImageError, match="the limit is 100 pixels"):
+        read_image(path, max_image_px=100)
+
+
+def test_a_missing_file_is_named_so(tmp_path):
+    with pytest.raises(ImageError, match=r"cannot read the file \(No such file"):
+        read_image(tmp_path / "absent.png", max_image_px=100)
+
+
+def test_a_changed_file_is_noticed(tmp_path):
+    path = write(tmp_path / "a.png", Image.new("L", (5, 5)))
+    with pytest.raises(ImageError, match="SHA-256 differs"):
+        read_image(path, max_image_px=100, sha256="0" * 64)
+
+
+def test_other_formats_are_refused(tmp_path):
+    path = write(tmp_path / "a.png", Image.new("L", (5, 5)), "BMP")
+    with pytest.raises(ImageError, match="damaged or not a PNG"):
+        read_image(path, max_image_px=100)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+def test_any_damage_is_an_image_error_or_harmless(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    stream = io.BytesIO()
+    Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)).save(stream, kind)
+    whole = stream.getvalue()
+    path = tmp_path / "a"
+    n_refused = 0
+    for trial in range(150):
+        content = bytearray(whole)
+        if trial % 2:
+            content = content[: rng.integers(len(whole))]
+        else:
+            content[rng.integers(len(whole))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(content)
+        try:
+            assert read_image(path, max_image_px=10**6).ndim == 3
+        except ImageError:
+            n_refused += 1
+    assert n_refused > 50
+
+
+def test_rgba_keeps_colours_under_alpha_zero():
+    image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
+    alpha = np.zeros((6, 5), np.uint8)
+    alpha[2, 2] = 77
+    back = np.asarray(Image.open(io.BytesIO(encode_rgba(image, alpha))))
+    np.testing.assert_array_equal(back[..., :3], image)
+    np.testing.assert_array_equal(back[..., 3], alpha)
