@@ -42,6 +42,7 @@ class StageBook:
     def __init__(self, folder: Path, display: Display) -> None:
         self.folder = folder
         self.display = display
+        self._names: list[str] = []
         folder.mkdir(parents=True, exist_ok=True)
 
     def record(self, name: str) -> StageRecord | None:
@@ -51,9 +52,9 @@ class StageBook:
             return None
         return StageRecord(**json.loads(path.read_text(encoding="utf-8")))
 
-    def records(self, names: tuple[str, ...]) -> list[StageRecord]:
-        """Return the records of the named stages that ever started, in order."""
-        return [record for name in names if (record := self.record(name)) is not None]
+    def records(self) -> list[StageRecord]:
+        """Return the records of this start's stages so far, in the order they were run."""
+        return [record for name in self._names if (record := self.record(name)) is not None]
 
     def run(self, name: str, title: str, work: Callable[[], str]) -> None:
         """Do `work` unless it is done already; `work` returns a one-line summary.
@@ -61,6 +62,7 @@ class StageBook:
         `work` must itself be able to go on where an earlier start of it was interrupted. Time
         spent before an interruption is counted.
         """
+        self._names.append(name)
         earlier = self.record(name)
         if earlier is not None and earlier.finished:
             self.display.say(f"{title}: {earlier.summary} (done before)")

@@ -1,0 +1,166 @@
+"""What came of a demo, read back from its folders."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from collections.abc import Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from bsgal_train.decision_log import read_decisions
+from bsgal_train.demo.settings import DemoSettings
+from bsgal_train.demo.stages import StageRecord
+from bsgal_train.report import Arm, Fact, JudgedInstance, JudgedStep, Report, StageTime
+
+__all__ = ["demo_arms", "demo_report", "demo_table"]
+
+ARMS = {
+    "baseline": "the shipped detector, as it is",
+    "control": "continued on real data only",
+    "paper": "continued with selected generated data",
+}
+PICTURE_PX = 160
+SHOWN_INSTANCES = 18
+
+
+def demo_arms(out_dir: Path) -> list[Arm]:
+    """Return the rows of the result table."""
+    results = {name: _read_json(out_dir / name / "results.json") for name in ARMS}
+    control_s = results["control"].get("step_s")
+    return [
+        Arm(
+            name=title,
+            steps=results[name].get("n_steps") or 0,
+            segm=_percent(results[name]["evaluation"], "segm"),
+            bbox=_percent(results[name]["evaluation"], "bbox"),
+            accepted_share=results[name].get("accepted_share"),
+            seconds_per_step=results[name].get("step_s"),
+            cost_ratio=results[name]["step_s"] / control_s if "step_s" in results[name] else None,
+        )
+        for name, title in ARMS.items()
+    ]
+
+
+def demo_table(out_dir: Path) -> str:
+    """Return the result table as text."""
+    lines = [
+        f"{'':40s}{'AP':>6s}{'APr':>6s}{'APc':>6s}{'APf':>6s}{'accepted':>10s}{'s/step':>8s}{'cost':>7s}"
+    ]
+    for arm in demo_arms(out_dir):
+        values = "".join(f"{arm.segm[name]:6.1f}" for name in ("AP", "APr", "APc", "APf"))
+        accepted = "-" if arm.accepted_share is None else f"{100 * arm.accepted_share:.0f} %"
+        seconds = "-" if arm.seconds_per_step is None else f"{arm.seconds_per_step:.2f}"
+        cost = "-" if arm.cost_ratio is None else f"{arm.cost_ratio:.2f}x"
+        lines.append(f"{arm.name:40s}{values}{accepted:>10s}{seconds:>8s}{cost:>7s}")
+    return "\n".join(lines)
+
+
+def demo_report(out_dir: Path, settings: DemoSettings, records: Sequence[StageRecord]) -> Report:
+    """Gather the report of a finished demo."""
+    decisions = read_decisions(out_dir / "paper" / "decisions").to_pylist()
+    instances = list(_judged_instances(out_dir, decisions))
+    accepted = [one for one in instances if one.times_accepted == one.times_judged]
+    rejected = [one for one in instances if one.times_accepted == 0]
+    accepted.sort(key=lambda one: -one.contribution)
+    rejected.sort(key=lambda one: one.contribution)
+    return Report(
+        title="bsgal demo",
+        summary=(
+            "A small long-tailed data set, objects drawn by the built-in text-to-image model, and "
+            "a detector continued with and without them."
+        ),
+        arms=demo_arms(out_dir),
+        verdict_note=(
+            "In this mode one verdict covers all instances pasted in a training step, so an "
+            "instance shares the score of its companions."
+        ),
+        best_accepted=accepted[:SHOWN_INSTANCES],
+        worst_rejected=rejected[:SHOWN_INSTANCES],
+        steps=_judged_steps(decisions),
+        stages=[
+            StageTime(
+                title=record.title,
+                seconds=record.seconds,
+                peak_memory_gib=record.peak_memory_gib,
+                summary=record.summary,
+            )
+            for record in records
+        ],
+        facts=[
+            *(
+                Fact(name=name, value=metadata.version(name))
+                for name in ("bsgal-train", "bsgal-score", "torch", "diffusers")
+            ),
+            Fact(name="Python", value=platform.python_version()),
+            Fact(name="seed", value=str(settings.seed)),
+            Fact(name="threads", value=str(settings.threads)),
+        ],
+    )
+
+
+def _judged_steps(decisions: Sequence[dict[str, Any]]) -> list[JudgedStep]:
+    by_step = {row["step"]: row for row in decisions if row["contribution"] is not None}
+    return [
+        JudgedStep(
+            step=step,
+            contribution=row["contribution"],
+            threshold=row["threshold"],
+            accepted=row["verdict"] == "accept",
+        )
+        for step, row in sorted(by_step.items())
+    ]
+
+
+def _judged_instances(
+    out_dir: Path, decisions: Sequence[dict[str, Any]]
+) -> Iterator[JudgedInstance]:
+    judged: dict[str, list[dict[str, Any]]] = {}
+    for row in decisions:
+        if row["verdict"] in ("accept", "reject"):
+            judged.setdefault(row["instance_id"], []).append(row)
+    manifest = (out_dir / "pool" / "manifest.jsonl").read_text(encoding="utf-8")
+    for line in manifest.splitlines():
+        entry = json.loads(line)
+        rows = judged.get(entry["instance_id"])
+        if rows:
+            yield JudgedInstance(
+                instance_id=entry["instance_id"],
+                category=entry["category_name"],
+                frequency=rows[0]["frequency"],
+                prompt=entry["prompt"],
+                picture_png=_thumbnail(out_dir / "pool" / entry["file"]),
+                contribution=sum(row["contribution"] for row in rows) / len(rows),
+                times_judged=len(rows),
+                times_accepted=sum(row["verdict"] == "accept" for row in rows),
+            )
+
+
+def _thumbnail(path: Path) -> bytes:
+    """Return an instance on white, as PNG, small enough to be carried in a page."""
+    with Image.open(path) as picture:
+        rgba = picture.convert("RGBA")
+    rgba.thumbnail((PICTURE_PX, PICTURE_PX))
+    page = Image.new("RGBA", rgba.size, "white")
+    page.alpha_composite(rgba)
+    stream = io.BytesIO()
+    page.convert("RGB").save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def _percent(evaluation: dict[str, Any], iou_type: str) -> dict[str, float]:
+    metrics = evaluation["metrics"][iou_type]
+    shown = {"AP": "ap", "APr": "apr", "APc": "apc", "APf": "apf"}
+    return {
+        name: float("nan") if metrics[key] is None else 100 * metrics[key]
+        for name, key in shown.items()
+    }
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
