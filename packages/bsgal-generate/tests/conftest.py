@@ -5,18 +5,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import settings
 
-from bsgal_generate import Category, GenerationPlan, ImagePipeline
+from bsgal_generate import Category, GenerationPlan
+
+# Torch and diffusers are imported where they are needed, so that tests without them start at once.
+if TYPE_CHECKING:
+    import torch
+
+    from bsgal_generate import ImagePipeline
 
 settings.register_profile("bsgal", deadline=None, print_blob=True)
 settings.load_profile("bsgal")
-torch.set_num_threads(1)
 
 Fault = Callable[[str, int], str | None]
 
@@ -35,7 +39,7 @@ class StubPipeline:
     components: dict[str, Any] = field(default_factory=dict)
     scheduler: Any = field(default_factory=lambda: SimpleNamespace(config={"steps_offset": 1}))
     device: str = "cpu"
-    dtype: torch.dtype = torch.float32
+    dtype: str = "torch.float32"
 
     def set_progress_bar_config(self, *, disable: bool) -> None:
         assert disable
@@ -52,6 +56,8 @@ class StubPipeline:
         negative_prompt: list[str] | None = None,
         output_type: str = "pil",
     ) -> SimpleNamespace:
+        import torch
+
         if len(prompt) > self.fits:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         assert output_type == "np"
@@ -73,6 +79,8 @@ class StubPipeline:
 @pytest.fixture
 def make_stub() -> Callable[..., tuple[ImagePipeline, StubPipeline]]:
     def make(**options: Any) -> tuple[ImagePipeline, StubPipeline]:
+        from bsgal_generate import ImagePipeline
+
         stub = StubPipeline(**options)
         return ImagePipeline(stub, "stub"), stub
 
@@ -123,6 +131,7 @@ def clip_text_config(clip_tokenizer: Any) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def stable_diffusion(clip_tokenizer: Any, clip_text_config: dict[str, Any]) -> Any:
     """A Stable Diffusion pipeline with small random weights; it draws 16 x 16 pixels."""
+    import torch
     from diffusers import (
         AutoencoderKL,
         DDIMScheduler,
@@ -131,6 +140,7 @@ def stable_diffusion(clip_tokenizer: Any, clip_text_config: dict[str, Any]) -> A
     )
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    torch.set_num_threads(1)
     torch.manual_seed(0)
     return StableDiffusionPipeline(
         vae=AutoencoderKL(

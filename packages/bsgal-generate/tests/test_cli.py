@@ -184,9 +184,20 @@ def test_progress_rewrites_its_line_on_a_terminal_only(stream: io.StringIO, expe
 def test_help_of_every_command_is_readable(capsys: pytest.CaptureFixture[str]) -> None:
     actions = [a for a in _parser()._actions if isinstance(a, argparse._SubParsersAction)]
     commands = list(actions[0].choices)
-    assert commands == ["run", "plan", "verify"]
+    assert commands == ["run", "plan", "verify", "funnel"]
     for command in commands:
         with pytest.raises(SystemExit) as caught:
             main([command, "--help"])
         assert caught.value.code == 0
     assert "grey levels" in capsys.readouterr().out
+
+
+def test_funnel_prints_a_table(
+    run_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(run_arguments)
+    capsys.readouterr()
+    assert main(["funnel", str(tmp_path / "set")]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["all", "4", "4", "-"]
+    assert main(["funnel", str(tmp_path / "set"), "--target", "9"]) == 1
+    assert "unknown without an instance pool" in capsys.readouterr().err

@@ -7,8 +7,10 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from ._categories import Category, load_categories
+from ._funnel import CategoryFunnel, funnel
 from ._image_set import ImageRow, ImageSet
 from ._plan import GenerationPlan, Sample, derive_seed
+from ._prompt_files import load_prompts
 from ._templates import TEMPLATES, PromptTemplate
 from .config import SamplingConfig
 from .progress import GenerationProgress
@@ -23,6 +25,7 @@ __version__ = version("bsgal-generate")
 __all__ = [
     "TEMPLATES",
     "Category",
+    "CategoryFunnel",
     "GenerationPlan",
     "GenerationProgress",
     "ImagePipeline",
@@ -33,9 +36,11 @@ __all__ = [
     "SamplingConfig",
     "VerifyReport",
     "derive_seed",
+    "funnel",
     "generate",
     "load_categories",
     "load_pipeline",
+    "load_prompts",
     "tiny_pipeline_path",
     "verify",
 ]

@@ -48,8 +48,14 @@ class JsonlAppender:
         self._file = path.open("ab", buffering=0)
 
     def append(self, value: Mapping[str, Any]) -> None:
-        """Write one object as one line."""
-        self._file.write(json.dumps(value, ensure_ascii=False).encode() + b"\n")
+        """Write one object as one line.
+
+        Raises:
+            OSError: The line did not fit on the disk.
+        """
+        line = json.dumps(value, ensure_ascii=False).encode() + b"\n"
+        if self._file.write(line) != len(line):
+            raise OSError(f"no space left for {self._file.name}")
 
     def close(self) -> None:
         """Make sure that everything is on the disk, and close the file."""

@@ -25,8 +25,12 @@ def write_meta(root: Path, meta: Mapping[str, Any]) -> None:
     write_atomically(root / META_NAME, content.encode())
 
 
-def read_meta(root: Path) -> dict[str, Any] | None:
+def read_meta(root: Path, expected: str = SCHEMA) -> dict[str, Any] | None:
     """Return `meta.json` of a folder, or None if there is none.
+
+    Args:
+        root: The folder.
+        expected: The schema it must have.
 
     Raises:
         ImageSetError: The file cannot be read or has another schema.
@@ -39,8 +43,8 @@ def read_meta(root: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ImageSetError(f"{path} cannot be read: {error}") from error
     schema = meta.get("schema") if isinstance(meta, dict) else None
-    if schema != SCHEMA:
-        raise ImageSetError(f"{path} has schema {schema!r}; this version reads {SCHEMA!r} only")
+    if schema != expected:
+        raise ImageSetError(f"{path} has schema {schema!r}; this version reads {expected!r} only")
     return dict(meta)
 
 

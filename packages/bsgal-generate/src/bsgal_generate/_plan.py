@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ._categories import Category, check_categories
+from ._prompt_files import check_prompts, prompt_id_of
 from ._templates import TEMPLATES, PromptTemplate, fill_for_all
 from .errors import PromptError
 
@@ -73,6 +74,7 @@ class GenerationPlan:
         images_per_category: How many images of each category; they take turns over its prompts.
         seed: Seed of the whole run.
         templates: The prompts to use.
+        prompts: Prompts of single categories by category id, which replace the templates there.
         negative_prompt: What every image should steer away from, or None.
     """
 
@@ -80,6 +82,7 @@ class GenerationPlan:
     images_per_category: int
     seed: int = 0
     templates: tuple[PromptTemplate, ...] = (TEMPLATES["single"],)
+    prompts: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
     negative_prompt: str | None = None
     _prompts: dict[int, tuple[tuple[str, str], ...]] = field(init=False, repr=False, compare=False)
 
@@ -97,13 +100,20 @@ class GenerationPlan:
         if len(set(prompt_ids)) < len(prompt_ids):
             raise PromptError(f"`templates` must have different prompt ids, got {prompt_ids}")
         ordered = check_categories(self.categories, where="`categories`")
-        filled = {t.prompt_id: fill_for_all(t, ordered) for t in self.templates}
+        own = {category_id: tuple(lines) for category_id, lines in self.prompts.items()}
+        check_prompts(own, ordered)
+        templated = [category for category in ordered if category.category_id not in own]
+        filled = {t.prompt_id: fill_for_all(t, templated) for t in self.templates}
         prompts = {
-            category.category_id: tuple((p, filled[p][category.category_id]) for p in prompt_ids)
-            for category in ordered
+            category_id: tuple((prompt_id_of(line), line) for line in lines)
+            for category_id, lines in own.items()
         }
+        for category in templated:
+            category_id = category.category_id
+            prompts[category_id] = tuple((p, filled[p][category_id]) for p in prompt_ids)
         object.__setattr__(self, "categories", ordered)
         object.__setattr__(self, "templates", tuple(self.templates))
+        object.__setattr__(self, "prompts", own)
         object.__setattr__(self, "_prompts", prompts)
 
     def __len__(self) -> int:

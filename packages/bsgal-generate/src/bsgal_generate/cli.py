@@ -1,4 +1,4 @@
-"""The command `bsgal-generate`: run a plan, look at one, or verify an image set."""
+"""The command `bsgal-generate`: run a plan, look at one, verify or count an image set."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._categories import load_categories
+from ._funnel import funnel, funnel_table
 from ._image_set import ImageSet
 from ._plan import GenerationPlan
+from ._prompt_files import load_prompts
 from ._templates import TEMPLATES, PromptTemplate
 from .config import SamplingConfig
 from .errors import PromptError
@@ -106,12 +108,27 @@ def _verify(options: argparse.Namespace) -> int:
     return int(bool(report.damaged) or report.largest_difference > options.tolerance)
 
 
+def _funnel(options: argparse.Namespace) -> int:
+    funnels = funnel(ImageSet.open(options.image_set), options.pool)
+    if options.target is None:
+        print(funnel_table(funnels))
+        return 0
+    needed = {entry.category_id: entry.images_for(options.target, options.cap) for entry in funnels}
+    print(funnel_table(funnels))
+    print(f"images to plan for {options.target} kept instances, at most {options.cap}:")
+    for category_id, n_images in needed.items():
+        print(f"{category_id:>6} {n_images:>7}")
+    return 0
+
+
 def _plan(options: argparse.Namespace) -> GenerationPlan:
+    categories = load_categories(options.categories)
     return GenerationPlan(
-        categories=load_categories(options.categories),
+        categories=categories,
         images_per_category=options.images_per_category,
         seed=options.seed,
         templates=tuple(map(_template, options.template or ["single"])),
+        prompts={} if options.prompts is None else load_prompts(options.prompts, categories),
         negative_prompt=options.negative_prompt,
     )
 
@@ -181,6 +198,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_model_flags(check, model=None)
     check.set_defaults(command=_verify)
+
+    count = commands.add_parser("funnel", help="count what each category lost at each stage")
+    count.add_argument("image_set", type=Path, metavar="IMAGE_SET", help="the image set's folder")
+    count.add_argument("--pool", type=Path, metavar="POOL", help="an instance pool cut from it")
+    count.add_argument("--target", type=int, metavar="N", help="instances wanted per category")
+    count.add_argument(
+        "--cap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="most images per category (default: 1000)",
+    )
+    count.set_defaults(command=_funnel)
     return parser
 
 
@@ -200,7 +230,13 @@ def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
         help=f"prompt template, may be repeated: {', '.join(TEMPLATES)}, or your own with "
         "{name}, {noun} or {definition} (default: single)",
     )
-    parser.add_argument("--negative-prompt", metavar="TEXT")
+    parser.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="DIR",
+        help="folder of <category_id>.txt, one prompt a line, which replace the templates there",
+    )
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what to steer away from")
     parser.add_argument("--seed", type=int, default=0, help="seed of the whole run (default: 0)")
 
 
