@@ -1,0 +1,166 @@
+"""Each family of diffusers' text-to-image pipelines, small and random, loaded from a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bsgal_generate import Category, GenerationPlan, SamplingConfig, generate, load_pipeline, verify
+
+PLAN = GenerationPlan(
+    categories=(Category(1, "apple"), Category(2, "bus_(vehicle)")), images_per_category=2
+)
+
+
+def clip_encoder(config: dict[str, Any], *, projected: bool = True) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    return kind(CLIPTextConfig(**config)).eval()
+
+
+def t5() -> tuple[Any, Any]:
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    pieces = ["<pad>", "</s>", "<unk>", "\u2581", *map(chr, range(33, 127))]
+    tokenizer = T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
+    config = T5Config(
+        vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4
+    )
+    return T5EncoderModel(config).eval(), tokenizer
+
+
+def autoencoder(latent_channels: int) -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=latent_channels,
+        norm_num_groups=4,
+        sample_size=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.06,
+        scaling_factor=1.5,
+    )
+
+
+def build_sdxl(tokenizer: Any, clip: dict[str, Any]) -> Any:
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(4),
+        text_encoder=clip_encoder(clip, projected=False),
+        text_encoder_2=clip_encoder(clip),
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        unet=UNet2DConditionModel(
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(2, 4),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            transformer_layers_per_block=(1, 1),
+            projection_class_embeddings_input_dim=8 * 6 + 32,
+            cross_attention_dim=64,
+            norm_num_groups=4,
+        ),
+        scheduler=EulerDiscreteScheduler(steps_offset=1, timestep_spacing="leading"),
+    )
+
+
+def build_flux(tokenizer: Any, clip: dict[str, Any]) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
+
+    text_encoder_2, tokenizer_2 = t5()
+    return FluxPipeline(
+        vae=autoencoder(1),
+        text_encoder=clip_encoder(clip, projected=False),
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        transformer=FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=True,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    )
+
+
+def build_deepfloyd(tokenizer: Any, clip: dict[str, Any]) -> Any:
+    from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
+
+    text_encoder, tokenizer = t5()
+    return IFPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+            in_channels=3,
+            out_channels=6,
+            cross_attention_dim=32,
+            encoder_hid_dim=32,
+            attention_head_dim=8,
+            addition_embed_type="text",
+            addition_embed_type_num_heads=2,
+            cross_attention_norm="group_norm",
+            resnet_time_scale_shift="scale_shift",
+            act_fn="gelu",
+            norm_num_groups=4,
+        ),
+        scheduler=DDPMScheduler(
+            variance_type="learned_range", thresholding=True, sample_max_value=1.0
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+
+
+@pytest.mark.parametrize("build", [build_sdxl, build_flux, build_deepfloyd])
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+def test_family_loads_draws_and_verifies(
+    build: Callable[[Any, dict[str, Any]], Any],
+    clip_tokenizer: Any,
+    clip_text_config: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    torch.manual_seed(0)
+    built = build(clip_tokenizer, clip_text_config)
+    built.save_pretrained(tmp_path / "model")
+    pipeline = load_pipeline(tmp_path / "model", device="cpu")
+    config = SamplingConfig(num_inference_steps=2, height=16, width=16)
+    image_set = generate(PLAN, pipeline, tmp_path / "set", config=config, batch_size=3)
+    assert image_set.meta["config"]["pipeline"]["class"] == type(built).__name__
+    assert [row.status for row in image_set] == ["ok"] * 4
+    images = [image_set.read_image(row) for row in image_set]
+    assert all(image.shape == (16, 16, 3) for image in images)
+    assert not np.array_equal(images[0], images[1])
+    assert verify(image_set, pipeline, batch_size=1).largest_difference <= 1
