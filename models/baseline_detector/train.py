@@ -20,6 +20,7 @@ from bsgal_train.recipe import Recipe
 from bsgal_train.recipes import load_recipe
 from bsgal_train.run import evaluate, train
 
+RECIPE = "builtin_baseline"
 PACKAGE_DATA = (
     Path(__file__).parents[2] / "packages/bsgal-train/src/bsgal_train" / "baseline"
 ).resolve()
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    recipe = load_recipe("builtin_baseline").override(f"data.builtin_root={options.data}")
+    recipe = load_recipe(RECIPE).override(f"data.builtin_root={options.data}")
     train(recipe, options.out, progress=lambda done, total, text: print(done, total, text))
     export(recipe, options.out, PACKAGE_DATA)
     # What is shipped runs in fp32 by default: this is the figure for the model card.
@@ -53,7 +54,7 @@ def export(recipe: Recipe, run: Path, target: Path) -> None:
         config,
         names,
         dtype=torch.float16,
-        notes={"recipe": recipe.to_dict(), "license": "Apache-2.0"},
+        notes={"recipe": load_recipe(RECIPE).to_dict(), "license": "Apache-2.0"},
     )
     size_mb = (target / "detector.safetensors").stat().st_size / 1e6
     print(f"{target}: {size_mb:.1f} MB")
