@@ -62,7 +62,7 @@ class RunResult:
     Attributes:
         folder: its output folder.
         evaluation: on the validation annotations; None where there are none.
-        step_s: median seconds of a step.
+        step_s: seconds of a step with its loading; the median over the rows of metrics.
         accepted_share: accepted share of the judged units; None if nothing was judged.
     """
 

@@ -123,16 +123,21 @@ class Trainer:
         decisions = DecisionLog(self.folder / "decisions", resumed_step=self._step)
         batches = iter(self.batches(self._position))
         with MetricsLog(self.folder, resumed_step=self._step) as metrics, _interrupts() as stop:
-            started = time.monotonic()
+            began = logged = time.monotonic()
+            n_logged = self._step
             while self._step < schedule.n_steps:
                 values = self._train_step(next(batches), decisions)
                 step = self._step
                 last = step == schedule.n_steps
                 if step % schedule.log_every == 0 or last:
+                    now = time.monotonic()
+                    values["step_s"] = (now - logged) / (step - n_logged)
                     metrics.write(step, values)
+                    logged, n_logged = now, step
                 if schedule.eval_every and step % schedule.eval_every == 0 and self.evaluate:
                     metrics.write(step, self.evaluate(step))
                     self.detector.train()
+                    logged, n_logged = time.monotonic(), step
                 if last or stop.is_set() or step % self.recipe.checkpoint.every == 0:
                     decisions.flush(step)
                     path = self._save()
@@ -143,12 +148,11 @@ class Trainer:
                         )
                 if self.progress is not None:
                     self.progress(step, schedule.n_steps, f"loss {values['loss']:.3f}")
-        logger.info("trained to step %d in %.0f s", self._step, time.monotonic() - started)
+        logger.info("trained to step %d in %.0f s", self._step, time.monotonic() - began)
 
     def _train_step(
         self, samples: list[TrainingSample], decisions: DecisionLog
     ) -> dict[str, float]:
-        began = time.monotonic()
         step = self._step + 1
         seed = step_seed(self.recipe.schedule.seed, step)
         try:
@@ -176,7 +180,6 @@ class Trainer:
             **selected.statistics,
             "lr": lr,
             "gradient_norm": float(norm),
-            "step_s": time.monotonic() - began,
         }
 
     def _save(self) -> Path:
