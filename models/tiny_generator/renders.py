@@ -118,6 +118,9 @@ def render_data_set(path: Path, n_per_category: int, seed: int) -> npt.NDArray[n
 
     Returns:
         A read-only memory map, uint8 `(n_categories, n_per_category, IMAGE_PX, IMAGE_PX, 3)`.
+
+    Raises:
+        ValueError: If the file holds another number of renders.
     """
     if not path.exists():
         temporary = path.with_suffix(".partial.npy")
@@ -133,7 +136,13 @@ def render_data_set(path: Path, n_per_category: int, seed: int) -> npt.NDArray[n
                 images[index] = block
         images.flush()
         temporary.replace(path)
-    return np.load(path, mmap_mode="r")
+    images = np.load(path, mmap_mode="r")
+    if images.shape[:2] != (len(BUILTIN_CATEGORIES), n_per_category):
+        raise ValueError(
+            f"{path} holds {images.shape[0]} x {images.shape[1]} renders, not "
+            f"{len(BUILTIN_CATEGORIES)} x {n_per_category}; choose another --work folder"
+        )
+    return images
 
 
 def _render_category(task: tuple[int, int, int]) -> npt.NDArray[np.uint8]:

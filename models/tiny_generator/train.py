@@ -48,8 +48,11 @@ def main() -> int:
             n_processes=arguments.processes,
             seed=arguments.seed,
         )
-    except StageInterruptedError as interruption:
-        print(interruption)
+    except (StageInterruptedError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; run the same command to go on", file=sys.stderr)
         return 1
     return 0
 
