@@ -27,7 +27,7 @@ def build_unet() -> UNet2DConditionModel:
         down_block_types=("DownBlock2D", "DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D", "UpBlock2D"),
         cross_attention_dim=128,
-        attention_head_dim=48,
+        attention_head_dim=48,  # read by diffusers as the number of heads
         norm_num_groups=16,
         resnet_time_scale_shift="scale_shift",
         addition_embed_type="text",
