@@ -16,6 +16,13 @@ settings.load_profile("bsgal")
 COCO_MINI = Path(__file__).resolve().parents[4] / "shared" / "data" / "coco-mini"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # pycocotools 2.0.11 and older, compiled part, under NumPy 2.
+    config.addinivalue_line(
+        "filterwarnings", "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
+    )
+
+
 @pytest.fixture(scope="session")
 def coco_mini() -> Path:
     if not COCO_MINI.is_dir():

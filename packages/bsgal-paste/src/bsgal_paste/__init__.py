@@ -18,6 +18,7 @@ from bsgal_paste._pool import InstancePool, PoolCard, PoolInstance
 from bsgal_paste._samplers import CategoryBalancedSampler, Sampler
 from bsgal_paste._scale import NormalScale, ScaleEntry, ScaleRule, ScaleStatistics, UniformScale
 from bsgal_paste._visibility import OfficialVisibility, VisibilityRule, VisibleShare
+from bsgal_paste.config import PRESETS, PasteConfig
 from bsgal_paste.errors import (
     AnnotationError,
     CorruptInstanceError,
@@ -30,6 +31,7 @@ __version__ = version("bsgal-paste")
 
 __all__ = [
     "BLEND_MODES",
+    "PRESETS",
     "AnnotatedImage",
     "AnnotationError",
     "BlendMode",
@@ -42,6 +44,7 @@ __all__ = [
     "NoCommonCategoryError",
     "NormalScale",
     "OfficialVisibility",
+    "PasteConfig",
     "PasteParameters",
     "PasteResult",
     "PoolCard",

@@ -13,9 +13,9 @@ from bsgal_paste._arrays import BoolArray, FloatArray, IntArray
 from bsgal_paste._blend import BLEND_MODES, BlendMode
 from bsgal_paste._cutout import Cutout, place, resize_rgba
 from bsgal_paste._pool import InstancePool, PoolInstance
-from bsgal_paste._samplers import CategoryBalancedSampler, Sampler
-from bsgal_paste._scale import NormalScale, ScaleRule, ScaleStatistics
-from bsgal_paste._visibility import OfficialVisibility, VisibilityRule, VisibleShare
+from bsgal_paste._samplers import Sampler
+from bsgal_paste._scale import ScaleRule
+from bsgal_paste._visibility import VisibilityRule, VisibleShare
 from bsgal_paste.errors import CorruptInstanceError
 
 MIN_SIDE_PX = 5
@@ -43,8 +43,7 @@ class PasteParameters:
 class CopyPaste:
     """Paste instances of a pool into annotated images.
 
-    The default parameters are those of the released BSGAL recipe except for the visibility rule;
-    `CopyPaste.xpaste` is that recipe whole.
+    `PRESETS["xpaste"].build(pool, statistics)` gives the recipe that X-Paste and BSGAL share.
 
     Args:
         pool: Where instances come from; its category ids must be those of the targets
@@ -92,27 +91,6 @@ class CopyPaste:
         self.visibility: VisibilityRule = visibility or VisibleShare()
         self.blend_mode: BlendMode = blend_mode
         self.on_corrupt = on_corrupt
-
-    @classmethod
-    def xpaste(
-        cls,
-        pool: InstancePool,
-        statistics: ScaleStatistics,
-        *,
-        on_corrupt: Literal["raise", "skip"] = "raise",
-    ) -> CopyPaste:
-        """Build the recipe that X-Paste and BSGAL share.
-
-        0 to 19 instances, categories balanced, the normal scale rule, aspect jitter of 20 %,
-        mirror images half of the time, hard pixels, the 10 px / 300 px visibility rule.
-        """
-        return cls(
-            pool,
-            CategoryBalancedSampler(pool, count_range=(0, 20)),
-            NormalScale(statistics=statistics),
-            visibility=OfficialVisibility(),
-            on_corrupt=on_corrupt,
-        )
 
     def __call__(self, target: AnnotatedImage, rng: np.random.Generator) -> PasteResult:
         """Paste into one image: `sample_parameters`, then `apply`.

@@ -1,0 +1,300 @@
+"""Write an augmented data set: images with pastes and an LVIS v1 file that describes them.
+
+Layout of the output folder, for any framework that reads LVIS:
+
+    meta.json        schema, settings, hashes of what went in
+    manifest.jsonl   one row per augmented image, appended when its file exists
+    images/          the images
+    annotations.json LVIS v1, written last
+
+A run that was stopped goes on where its manifest ends. Each image draws from its own generator,
+seeded by (seed, copy, image id), so the result does not depend on the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from bsgal_paste._apply import PasteResult
+from bsgal_paste._composed_lvis import Job, composed_annotations
+from bsgal_paste._copy_paste import CopyPaste
+from bsgal_paste._lvis import Lvis, encode_mask, read_annotated_image
+from bsgal_paste._manifest import append_row, read_rows, write_atomically
+from bsgal_paste.errors import AnnotationError
+
+COMPOSED_SCHEMA = "bsgal.composed/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComposeConfig:
+    """Hold the settings of an augmented data set that are not those of pasting itself."""
+
+    copies_per_image: int = 1
+    """Augmented versions of each image."""
+    seed: int = 0
+    """Seed of everything random."""
+    image_format: Literal["jpg", "png"] = "jpg"
+    """File format of the images; png keeps every pixel."""
+    jpeg_quality: int = 95
+    """Quality of jpg files, 1 to 100."""
+
+    def __post_init__(self) -> None:
+        if self.copies_per_image < 1:
+            raise ValueError(f"`copies_per_image` must be positive, got {self.copies_per_image}")
+        if self.seed < 0:
+            raise ValueError(f"`seed` must not be negative, got {self.seed}")
+        if self.image_format not in ("jpg", "png"):
+            raise ValueError(f"`image_format` must be 'jpg' or 'png', got {self.image_format!r}")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"`jpeg_quality` must be 1 to 100, got {self.jpeg_quality}")
+
+
+@dataclass(frozen=True, slots=True)
+class ComposeSummary:
+    """Count what an augmented data set holds.
+
+    Attributes:
+        n_images: Augmented images.
+        n_pasted: Pasted instances in them.
+        n_removed: Real instances that pastes hid.
+        failed: Message per image that could not be read; they are left out.
+        corrupt_instances: Pool instances that could not be read, each once.
+    """
+
+    n_images: int
+    n_pasted: int
+    n_removed: int
+    failed: tuple[str, ...]
+    corrupt_instances: tuple[str, ...]
+
+
+def compose(
+    lvis: Lvis,
+    image_root: str | Path,
+    paste: CopyPaste,
+    out_dir: str | Path,
+    *,
+    config: ComposeConfig,
+    recipe: Mapping[str, Any],
+    n_workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> ComposeSummary:
+    """Write an augmented data set, going on with what is in `out_dir` already.
+
+    Args:
+        lvis: The annotations.
+        image_root: Folder of their images.
+        paste: What to paste and how.
+        out_dir: Output folder.
+        config: Settings.
+        recipe: Settings of `paste` as plain values, for the record and to refuse to mix two runs.
+        n_workers: Processes; 1 works in this one.
+        progress: Called with the number of images done and in all.
+
+    Raises:
+        ValueError: `out_dir` holds something else, or the output of other settings.
+        CorruptInstanceError: A pool instance is unreadable and `paste` does not skip those.
+    """
+    if n_workers < 1:
+        raise ValueError(f"`n_workers` must be positive, got {n_workers}")
+    root = Path(out_dir)
+    _prepare(root, _meta(lvis, paste, config, recipe))
+    manifest = root / "manifest.jsonl"
+    rows = {row["name"]: row for row in read_rows(manifest) if _is_done(row, root)}
+    grouped = lvis.annotations_by_image()
+    jobs = [
+        Job(copy, image, grouped[image["id"]])
+        for copy in range(config.copies_per_image)
+        for image in lvis.images
+    ]
+    open_jobs = [job for job in jobs if job.name not in rows]
+    work = _Worker(paste, Path(image_root), root, config)
+    with manifest.open("ab") as lines:
+        for row in _in_order(work, open_jobs, n_workers):
+            append_row(lines, row)
+            rows[row["name"]] = row
+            if progress is not None:
+                progress(len(rows), len(jobs))
+    ordered = [rows[job.name] for job in jobs]
+    annotations = composed_annotations(lvis, jobs, ordered)
+    write_atomically(root / "annotations.json", json.dumps(annotations).encode())
+    done = [row for row in ordered if row["status"] == "ok"]
+    return ComposeSummary(
+        n_images=len(done),
+        n_pasted=sum(
+            entry["instance_id"] is not None for row in done for entry in row["instances"]
+        ),
+        n_removed=sum(row["n_real_removed"] for row in done),
+        failed=tuple(row["reason"] for row in ordered if row["status"] == "failed"),
+        corrupt_instances=tuple(sorted({name for row in done for name in row["corrupt"]})),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Worker:
+    """Paste into one image and write it."""
+
+    paste: CopyPaste
+    image_root: Path
+    out_root: Path
+    config: ComposeConfig
+
+    def __call__(self, job: Job) -> dict[str, Any]:
+        row: dict[str, Any] = {"name": job.name, "copy": job.copy, "image_id": job.image["id"]}
+        try:
+            target, used = read_annotated_image(job.image, job.annotations, self.image_root)
+        except (AnnotationError, FileNotFoundError) as error:
+            return row | {"status": "failed", "reason": str(error), "file": None}
+        rng = np.random.default_rng([self.config.seed, job.copy, int(job.image["id"])])
+        result = self.paste(target, rng)
+        file = f"{job.name}.{self.config.image_format}"
+        content = self._encode(result)
+        write_atomically(self.out_root / "images" / file, content)
+        return row | {
+            "status": "ok",
+            "reason": None,
+            "file": file,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "n_pasted": result.n_pasted,
+            "n_real_removed": sum(gone.source_index >= 0 for gone in result.removed),
+            "corrupt": [gone.instance_id for gone in result.removed if gone.reason == "corrupt"],
+            "instances": _instances(result, [job.annotations[index]["id"] for index in used]),
+        }
+
+    def _encode(self, result: PasteResult) -> bytes:
+        content = io.BytesIO()
+        image = Image.fromarray(result.image)
+        if self.config.image_format == "jpg":
+            image.save(content, "JPEG", quality=self.config.jpeg_quality, subsampling=0)
+        else:
+            image.save(content, "PNG", compress_level=3)
+        return content.getvalue()
+
+
+def _is_done(row: Mapping[str, Any], root: Path) -> bool:
+    return bool(row["status"] == "ok" and (root / "images" / row["file"]).is_file())
+
+
+def _instances(result: PasteResult, annotation_ids: Sequence[int]) -> list[dict[str, Any]]:
+    entries = []
+    for i, source in enumerate(result.source_index.tolist()):
+        left, top, right, bottom = result.boxes_xyxy[i].tolist()
+        entries.append(
+            {
+                "category_id": int(result.category_ids[i]),
+                "bbox": [left, top, right - left, bottom - top],
+                "area": int(result.areas[i]),
+                "segmentation": encode_mask(result.masks[i]),
+                "instance_id": result.instance_ids[i],
+                "source_annotation_id": annotation_ids[source] if source >= 0 else None,
+                "visible_frac": round(float(result.visible_frac[i]), 4),
+            }
+        )
+    return entries
+
+
+def _in_order(work: _Worker, jobs: Sequence[Job], n_workers: int) -> Iterator[dict[str, Any]]:
+    if n_workers == 1:
+        yield from map(work, jobs)
+        return
+    # Not forked: OpenCV's threads do not survive a fork, and a child that waits for one hangs.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        n_workers, mp_context=context, initializer=_start_worker, initargs=(work,)
+    ) as executor:
+        try:
+            yield from _windowed(executor, jobs, 4 * n_workers)
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _windowed(executor: Executor, jobs: Sequence[Job], n_ahead: int) -> Iterator[dict[str, Any]]:
+    """Keep a bounded number of jobs in flight, so that memory does not grow with the data set."""
+    pending: deque[Future[dict[str, Any]]] = deque()
+    for job in jobs:
+        pending.append(executor.submit(_run_in_worker, job))
+        if len(pending) >= n_ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+_worker: _Worker | None = None
+
+
+def _start_worker(worker: _Worker) -> None:
+    # The pool's index is large: it reaches each process once, not with every job.
+    global _worker
+    _worker = worker
+    cv2.setNumThreads(1)
+    # Ctrl-C reaches every process; the parent is the one that answers it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _exit_with_parent() -> None:
+    """End a worker whose parent was killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _run_in_worker(job: Job) -> dict[str, Any]:
+    assert _worker is not None
+    return _worker(job)
+
+
+def _meta(
+    lvis: Lvis, paste: CopyPaste, config: ComposeConfig, recipe: Mapping[str, Any]
+) -> dict[str, Any]:
+    card = paste.pool.card()
+    content = json.dumps(lvis.raw, sort_keys=True).encode()
+    return {
+        "schema": COMPOSED_SCHEMA,
+        "config": {**asdict(config), "paste": dict(recipe)},
+        "versions": {"bsgal-paste": version("bsgal-paste"), "numpy": np.__version__},
+        "source": {
+            "annotations": hashlib.sha256(content).hexdigest(),
+            "pool": card.manifest_sha256,
+        },
+    }
+
+
+def _prepare(root: Path, meta: dict[str, Any]) -> None:
+    path = root / "meta.json"
+    if path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        wanted = json.loads(json.dumps(meta))
+        differing = [key for key in ("schema", "config", "source") if found.get(key) != wanted[key]]
+        if differing:
+            raise ValueError(
+                f"{root} holds the output of another run ({', '.join(differing)} in meta.json "
+                "would change); give another folder, or the same settings"
+            )
+    elif root.exists() and any(entry.suffix != ".tmp" for entry in root.iterdir()):
+        raise ValueError(f"{root} is not empty and was not written by `compose`")
+    else:
+        # Before anything else, so that a run killed at once can be taken up again.
+        root.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(meta, indent=1).encode())
+    (root / "images").mkdir(exist_ok=True)
+    for leftover in [*root.glob(".*.tmp"), *(root / "images").glob(".*.tmp")]:
+        leftover.unlink()

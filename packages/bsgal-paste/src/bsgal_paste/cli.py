@@ -1,0 +1,219 @@
+"""Command line: look at pastes, write an augmented data set, summarise a pool."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bsgal_paste import __version__
+from bsgal_paste._blend import BLEND_MODES
+from bsgal_paste._compose import ComposeConfig, compose
+from bsgal_paste._copy_paste import CopyPaste
+from bsgal_paste._lvis import Lvis, load_lvis, read_annotated_image
+from bsgal_paste._pool import InstancePool
+from bsgal_paste._preview import contact_sheet, draw_result
+from bsgal_paste._scale import ScaleStatistics
+from bsgal_paste.config import PRESETS
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code: 0 done, 1 failure, 2 bad usage."""
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        options.run(options)
+    except (ValueError, OSError) as error:
+        print(f"bsgal-paste: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bsgal-paste: stopped; the same command goes on from here", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser."""
+    parser = argparse.ArgumentParser(prog="bsgal-paste", description=__doc__)
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    preview = commands.add_parser("preview", help="draw a contact sheet of pasted images")
+    _add_input_options(preview)
+    preview.add_argument("--out", type=Path, required=True, help="image file to write")
+    preview.add_argument("--n-images", type=int, default=12, help="images on it (default 12)")
+    preview.add_argument("--n-columns", type=int, default=4, help="images in a row (default 4)")
+    preview.add_argument("--tile-px", type=int, default=480, help="image size, px (default 480)")
+    preview.add_argument("--seed", type=int, default=0, help="seed (default 0)")
+    preview.set_defaults(run=run_preview)
+
+    composer = commands.add_parser(
+        "compose", help="write an augmented LVIS data set; run again to go on after a stop"
+    )
+    _add_input_options(composer)
+    composer.add_argument("--out", type=Path, required=True, help="folder to write")
+    composer.add_argument("--n-workers", type=int, default=1, help="processes (default 1)")
+    composer.add_argument("--dry-run", action="store_true", help="say what would be written")
+    defaults = ComposeConfig()
+    for name, settings in _COMPOSE_FLAGS.items():
+        default = getattr(defaults, name)
+        described = f"{settings['help']} (default {default})"
+        composer.add_argument(_flag(name), default=default, **(settings | {"help": described}))
+    composer.set_defaults(run=run_compose)
+
+    card = commands.add_parser("card", help="print a summary of a pool as JSON")
+    card.add_argument("pool", type=Path, help="pool folder")
+    card.set_defaults(run=run_card)
+    return parser
+
+
+def run_preview(options: argparse.Namespace) -> None:
+    """Write a contact sheet."""
+    if min(options.n_images, options.n_columns, options.tile_px) < 1:
+        raise ValueError("--n-images, --n-columns and --tile-px must be positive")
+    lvis, paste, _ = _inputs(options)
+    annotations = lvis.annotations_by_image()
+    tiles = []
+    n_pasted = 0
+    for image in lvis.images[: options.n_images]:
+        target, _ = read_annotated_image(image, annotations[image["id"]], options.image_root)
+        result = paste(target, np.random.default_rng([options.seed, 0, int(image["id"])]))
+        n_pasted += result.n_pasted
+        tiles.append(draw_result(result, paste.pool.category_names, tile_px=options.tile_px))
+    sheet = contact_sheet(tiles, tile_px=options.tile_px, n_columns=options.n_columns)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(sheet).save(options.out)
+    print(f"{options.out}: {len(tiles)} images, {n_pasted} pasted instances")
+
+
+def run_compose(options: argparse.Namespace) -> None:
+    """Write an augmented data set."""
+    names = [field.name for field in dataclasses.fields(ComposeConfig)]
+    config = ComposeConfig(**{name: getattr(options, name) for name in names})
+    lvis, paste, recipe = _inputs(options)
+    if options.dry_run:
+        n_images = len(lvis.images) * config.copies_per_image
+        print(f"{n_images} images with pastes from {len(paste.pool)} instances to {options.out}")
+        return
+    summary = compose(
+        lvis,
+        options.image_root,
+        paste,
+        options.out,
+        config=config,
+        recipe=recipe,
+        n_workers=options.n_workers,
+        progress=_progress_printer() if sys.stderr.isatty() else None,
+    )
+    for message in summary.failed:
+        print(f"left out: {message}", file=sys.stderr)
+    if summary.corrupt_instances:
+        print(f"unreadable instances: {', '.join(summary.corrupt_instances)}", file=sys.stderr)
+    print(
+        f"{options.out / 'annotations.json'}: {summary.n_images} images, "
+        f"{summary.n_pasted} pasted instances, {summary.n_removed} real ones hidden, "
+        f"{len(summary.failed)} images left out"
+    )
+
+
+def run_card(options: argparse.Namespace) -> None:
+    """Print a pool's card."""
+    print(json.dumps(dataclasses.asdict(InstancePool.open(options.pool).card()), indent=1))
+
+
+def _add_input_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--pool", type=Path, required=True, help="instance pool folder")
+    parser.add_argument("--annotations", type=Path, required=True, help="LVIS v1 JSON")
+    parser.add_argument("--image-root", type=Path, required=True, help="folder of its images")
+    parser.add_argument(
+        "--statistics", type=Path,
+        help="LVIS v1 JSON to measure object scales on (default: the annotations)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--on-corrupt", choices=("raise", "skip"), default="raise",
+        help="stop at an unreadable instance, or leave it out (default raise)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--preset", choices=sorted(PRESETS), default="default",
+        help="start from these settings (default: default)",
+    )  # fmt: skip
+    recipe = parser.add_argument_group("pasting, overriding the preset")
+    for name, settings in _PASTE_FLAGS.items():
+        described = f"{settings['help']} (default {getattr(PRESETS['default'], name)})"
+        recipe.add_argument(_flag(name), **(settings | {"help": described}))
+
+
+_COMPOSE_FLAGS: dict[str, dict[str, Any]] = {
+    "copies_per_image": {"type": int, "help": "augmented versions of each image"},
+    "seed": {"type": int, "help": "seed of everything random"},
+    "image_format": {"choices": ("jpg", "png"), "help": "png keeps every pixel"},
+    "jpeg_quality": {"type": int, "help": "quality of jpg files, 1 to 100"},
+}
+_LOW_HIGH: dict[str, Any] = {"nargs": 2, "metavar": ("LOW", "HIGH")}
+_PASTE_FLAGS: dict[str, dict[str, Any]] = {
+    "count_range": {"type": int, "help": "instances per image, HIGH exclusive", **_LOW_HIGH},
+    "scale_range": {
+        "type": float,
+        "help": "square root of an instance's share of the image; None: as the real objects",
+        **_LOW_HIGH,
+    },
+    "aspect_range": {"type": float, "help": "factor on width / height", **_LOW_HIGH},
+    "flip_prob": {"type": float, "help": "probability of a mirror image, 0 to 1"},
+    "visibility": {"choices": ("share", "official"), "help": "which covered instances stay"},
+    "min_visible_frac": {"type": float, "help": "share of the area that stays visible, for share"},
+    "min_visible_px": {"type": int, "help": "pixels that stay visible, for share"},
+    "blend_mode": {"choices": BLEND_MODES, "help": "how pixels are combined"},
+}
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _inputs(options: argparse.Namespace) -> tuple[Lvis, CopyPaste, dict[str, Any]]:
+    given = {name: getattr(options, name) for name in _PASTE_FLAGS}
+    changes: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in given.items()
+        if value is not None
+    }
+    recipe = dataclasses.replace(PRESETS[options.preset], **changes)
+    if not options.image_root.is_dir():
+        raise ValueError(f"there is no image folder {options.image_root}")
+    lvis = load_lvis(options.annotations)
+    pool = InstancePool.open(options.pool).match(lvis.categories)
+    statistics = None
+    if recipe.scale_range is None:
+        statistics = ScaleStatistics.from_annotations(options.statistics or lvis.raw)
+    record = dataclasses.asdict(recipe) | {"statistics": None}
+    if options.statistics:
+        record["statistics"] = hashlib.sha256(options.statistics.read_bytes()).hexdigest()
+    return lvis, recipe.build(pool, statistics, on_corrupt=options.on_corrupt), record
+
+
+def _progress_printer() -> Callable[[int, int], None]:
+    start = time.monotonic()
+    n_before: int | None = None
+
+    def show(n_done: int, n_total: int) -> None:
+        nonlocal n_before
+        n_before = n_done - 1 if n_before is None else n_before
+        rate = (n_done - n_before) / max(time.monotonic() - start, 1e-9)
+        text = f"\r{n_done}/{n_total} images, {rate:.1f}/s, {(n_total - n_done) / rate:.0f} s left "
+        print(text, end="\n" if n_done == n_total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from bsgal_paste import AnnotatedImage, tight_boxes_xyxy
+
+IMAGE = np.zeros((8, 10, 3), dtype=np.uint8)
+MASKS = np.zeros((1, 8, 10), dtype=bool)
+MASKS[0, 2:5, 3:9] = True
+
+
+def test_boxes_default_to_the_tight_ones_with_an_exclusive_far_edge():
+    np.testing.assert_array_equal(AnnotatedImage(IMAGE, MASKS, [4]).boxes_xyxy, [[3, 2, 9, 5]])
+
+
+def test_the_tight_box_of_an_empty_mask_is_zero():
+    np.testing.assert_array_equal(tight_boxes_xyxy(~MASKS & MASKS), [[0, 0, 0, 0]])
+
+
+def test_tight_boxes_take_masks_that_are_not_contiguous():
+    wide = np.zeros((1, 8, 20), dtype=bool)
+    wide[:, :, ::2] = MASKS
+    np.testing.assert_array_equal(tight_boxes_xyxy(wide[:, :, ::2]), tight_boxes_xyxy(MASKS))
+
+
+def test_an_image_without_instances_is_legal():
+    assert len(AnnotatedImage(IMAGE, MASKS[:0], [])) == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "arguments"),
+    [
+        (TypeError, "`image` must be a uint8", (IMAGE.astype(float), MASKS, [1])),
+        (TypeError, "`image` must be a uint8", ("photo.jpg", MASKS, [1])),
+        (ValueError, r"`image` must have shape \(H, W, 3\)", (IMAGE[..., 0], MASKS, [1])),
+        (ValueError, r"`image` must have shape \(H, W, 3\)", (IMAGE[:0], MASKS, [1])),
+        (TypeError, "`masks` must be a bool", (IMAGE, MASKS.astype(np.uint8), [1])),
+        (ValueError, r"`masks` must have shape \(N, 8, 10\)", (IMAGE, MASKS[0], [1])),
+        (ValueError, r"`masks` must have shape \(N, 8, 10\)", (IMAGE, MASKS[:, 1:], [1])),
+        (ValueError, r"`masks` \[0\] have no pixel", (IMAGE, ~MASKS & MASKS, [1])),
+        (ValueError, r"`category_ids` must have shape \(1,\)", (IMAGE, MASKS, [1, 2])),
+        (TypeError, "`category_ids` must be integers", (IMAGE, MASKS, [1.5])),
+    ],
+)
+def test_bad_arrays_are_refused_with_what_came(error, message, arguments):
+    with pytest.raises(error, match=message):
+        AnnotatedImage(*arguments)
+
+
+def test_bad_boxes_and_ids_are_refused():
+    with pytest.raises(ValueError, match=r"`boxes_xyxy` must have shape \(1, 4\)"):
+        AnnotatedImage(IMAGE, MASKS, [1], boxes_xyxy=[1, 2, 3, 4])
+    with pytest.raises(ValueError, match="`boxes_xyxy` must be finite"):
+        AnnotatedImage(IMAGE, MASKS, [1], boxes_xyxy=[[1, 2, 3, np.nan]])
+    with pytest.raises(ValueError, match="`instance_ids` must have 1 entries"):
+        AnnotatedImage(IMAGE, MASKS, [1], instance_ids=[])

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bsgal_paste import PasteConfig, cli
+from bsgal_paste._compose import ComposeConfig
+from bsgal_paste._lvis import load_lvis, read_annotated_image
+
+
+@pytest.fixture
+def photo_arguments(coco_mini: Path, tmp_path: Path) -> list[str]:
+    """Options for the validation photographs, and a pool of objects cut from training ones."""
+    lvis = load_lvis(coco_mini / "lvis_train.json")
+    annotations = lvis.annotations_by_image()
+    names = {category["id"]: category["name"] for category in lvis.categories}
+    root = tmp_path / "pool"
+    rows = []
+    for entry in lvis.images[:15]:
+        image, _ = read_annotated_image(
+            entry, annotations[entry["id"]], coco_mini / "images" / "train"
+        )
+        for i, mask in enumerate(image.masks):
+            left, top, right, bottom = image.boxes_xyxy[i].astype(int)
+            window = slice(top, bottom), slice(left, right)
+            if mask.sum() < 900:
+                continue
+            category_id = int(image.category_ids[i])
+            instance_id = f"{entry['id']}_{i}"
+            file = f"instances/{category_id}/{instance_id}.png"
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            rgba = np.dstack([image.image[window], mask[window] * np.uint8(255)])
+            Image.fromarray(rgba).save(root / file)
+            rows.append(
+                {"instance_id": instance_id, "category_id": category_id, "file": file,
+                 "category_name": names[category_id], "status": "kept"}
+            )  # fmt: skip
+    (root / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (root / "meta.json").write_text('{"schema": "bsgal.instance_pool/1"}')
+    return [
+        "--pool", str(root), "--annotations", str(coco_mini / "lvis_val.json"),
+        "--image-root", str(coco_mini / "images" / "val"),
+        "--statistics", str(coco_mini / "lvis_train.json"),
+    ]  # fmt: skip
+
+
+def test_preview_draws_a_sheet_of_real_photographs(photo_arguments, tmp_path, capsys):
+    out = tmp_path / "new" / "sheet.png"
+    options = ["--out", str(out), "--n-images", "5", "--n-columns", "3", "--tile-px", "200"]
+    assert cli.main(["preview", *photo_arguments, *options, "--count-range", "3", "6"]) == 0
+    with Image.open(out) as sheet:
+        assert sheet.size == (3 * 206 + 6, 2 * 206 + 6)
+        orange = (np.abs(np.asarray(sheet).astype(int) - (255, 140, 0)) < 8).all(axis=-1)
+    assert orange.sum() > 500
+    assert "5 images" in capsys.readouterr().out
+
+
+def test_compose_writes_real_photographs(photo_arguments, tmp_path, capsys):
+    out = tmp_path / "composed"
+    assert cli.main(["compose", *photo_arguments, "--out", str(out), "--preset", "xpaste"]) == 0
+    content = json.loads((out / "annotations.json").read_text())
+    assert len(content["images"]) == 30
+    assert sum(a["instance_id"] is not None for a in content["annotations"]) > 30
+    assert "30 images" in capsys.readouterr().out
+    meta = json.loads((out / "meta.json").read_text())
+    assert meta["config"]["paste"]["visibility"] == "official"
+
+
+def test_a_dry_run_writes_nothing(photo_arguments, tmp_path, capsys):
+    out = tmp_path / "composed"
+    assert cli.main(["compose", *photo_arguments, "--out", str(out), "--dry-run"]) == 0
+    assert not out.exists()
+    assert "30 images" in capsys.readouterr().out
+
+
+def test_card_prints_json(write_pool, capsys):
+    assert cli.main(["card", str(write_pool([{}, {"category_id": 4}]))]) == 0
+    assert json.loads(capsys.readouterr().out)["counts"] == {"1": 1, "4": 1}
+
+
+def test_a_failure_is_one_readable_line(tmp_path, capsys):
+    assert cli.main(["card", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("bsgal-paste: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [[], ["compose"], ["card", "x", "--colour", "red"]])
+def test_bad_usage_exits_with_2(arguments):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    assert caught.value.code == 2
+
+
+def test_flags_and_config_fields_agree():
+    fields = {field.name for field in dataclasses.fields(PasteConfig)}
+    assert set(cli._PASTE_FLAGS) == fields
+    arguments = ["--pool", "p", "--annotations", "a", "--image-root", "i", "--out", "o"]
+    options = cli.build_parser().parse_args(["compose", *arguments])
+    for field in dataclasses.fields(ComposeConfig):
+        assert getattr(options, field.name) == getattr(ComposeConfig(), field.name)
+    assert all(getattr(options, name) is None for name in fields)

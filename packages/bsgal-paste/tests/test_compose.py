@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools.coco import COCO
+
+from bsgal_paste import InstancePool, PasteConfig, cli
+from bsgal_paste._compose import ComposeConfig, compose
+from bsgal_paste._lvis import encode_mask, load_lvis
+
+RECIPE = PasteConfig(count_range=(3, 7), scale_range=(0.2, 0.5))
+PNG = ComposeConfig(image_format="png")
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> tuple[dict, Path]:
+    """Six photographs-to-be with one rectangle of category 1 each; category 2 is known absent."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    images, annotations = [], []
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)).save(root / f"{i}.png")
+        mask = np.zeros((48, 64), dtype=bool)
+        mask[5:30, 10 + i : 40] = True
+        images.append(
+            {"id": 70 + i, "width": 64, "height": 48, "file_name": f"{i}.png",
+             "neg_category_ids": [2, 4], "not_exhaustive_category_ids": [1]}
+        )  # fmt: skip
+        annotations.append(
+            {"id": 500 + i, "image_id": 70 + i, "category_id": 1,
+             "bbox": [10 + i, 5, 30 - i, 25], "segmentation": encode_mask(mask)}
+        )  # fmt: skip
+    categories = [
+        {"id": c, "name": f"thing_{c}", "frequency": "r", "image_count": 99, "instance_count": 99}
+        for c in (1, 2, 3, 4)
+    ]
+    return {"images": images, "annotations": annotations, "categories": categories}, root
+
+
+@pytest.fixture
+def pool_root(write_pool) -> Path:
+    return write_pool([{"category_id": 1 + i % 3} for i in range(6)])
+
+
+def run(dataset, pool_root, out, *, config=PNG, recipe=RECIPE, n_workers=1, **options):
+    lvis = load_lvis(dataset[0])
+    paste = recipe.build(InstancePool.open(pool_root).match(lvis.categories), **options)
+    return compose(
+        lvis, dataset[1], paste, out,
+        config=config, recipe=dataclasses.asdict(recipe), n_workers=n_workers,
+    )  # fmt: skip
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_the_data_set_is_valid_lvis_and_agrees_with_its_masks(dataset, pool_root, tmp_path):
+    out = tmp_path / "out"
+    summary = run(dataset, pool_root, out, config=dataclasses.replace(PNG, copies_per_image=2))
+    coco = COCO(out / "annotations.json")
+    assert len(coco.imgs) == 12 == summary.n_images
+    n_pasted = 0
+    for entry in coco.dataset["annotations"]:
+        mask = coco.annToMask(entry).astype(bool)
+        rows, columns = np.nonzero(mask)
+        left, top, width, height = entry["bbox"]
+        assert entry["area"] == mask.sum() > 0
+        assert (left, top) == (columns.min(), rows.min())
+        assert (left + width, top + height) == (columns.max() + 1, rows.max() + 1)
+        assert (entry["instance_id"] is None) != (entry["source_annotation_id"] is None)
+        n_pasted += entry["instance_id"] is not None
+    assert n_pasted == summary.n_pasted > 12
+    for image in coco.dataset["images"]:
+        with Image.open(out / "images" / image["file_name"]) as opened:
+            assert opened.size == (image["width"], image["height"])
+
+
+def test_pixels_change_only_where_something_was_pasted(dataset, pool_root, tmp_path):
+    run(dataset, pool_root, tmp_path / "out")
+    coco = COCO(tmp_path / "out" / "annotations.json")
+    for image in coco.dataset["images"]:
+        source = np.asarray(Image.open(dataset[1] / f"{image['source_image_id'] - 70}.png"))
+        now = np.asarray(Image.open(tmp_path / "out" / "images" / image["file_name"]))
+        pasted = np.zeros(now.shape[:2], dtype=bool)
+        for entry in coco.imgToAnns[image["id"]]:
+            if entry["instance_id"] is not None:
+                pasted |= coco.annToMask(entry).astype(bool)
+        np.testing.assert_array_equal(now[~pasted], source[~pasted])
+        assert (now[pasted] != source[pasted]).any()
+
+
+def test_what_lvis_says_about_categories_stays_true(dataset, pool_root, tmp_path):
+    run(dataset, pool_root, tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    seen = set()
+    for image in content["images"]:
+        entries = [a for a in content["annotations"] if a["image_id"] == image["id"]]
+        pasted = {a["category_id"] for a in entries if a["instance_id"] is not None}
+        seen |= pasted
+        # 2 was known to be absent: now it is complete. 3 was unknown: now it is incomplete.
+        assert (2 in image["neg_category_ids"]) == (2 not in pasted)
+        assert 4 in image["neg_category_ids"]
+        assert image["not_exhaustive_category_ids"] == ([1, 3] if 3 in pasted else [1])
+    assert seen == {1, 2, 3}
+    for category in content["categories"]:
+        of_category = [a for a in content["annotations"] if a["category_id"] == category["id"]]
+        assert category["instance_count"] == len(of_category)
+        assert category["image_count"] == len({a["image_id"] for a in of_category})
+        assert category["frequency"] == "r"
+
+
+def test_the_number_of_workers_changes_nothing(dataset, pool_root, tmp_path):
+    run(dataset, pool_root, tmp_path / "one", n_workers=1)
+    run(dataset, pool_root, tmp_path / "three", n_workers=3)
+    assert contents(tmp_path / "one") == contents(tmp_path / "three")
+
+
+def test_an_image_does_not_depend_on_the_others(dataset, pool_root, tmp_path):
+    run(dataset, pool_root, tmp_path / "all")
+    single = {**dataset[0], "images": dataset[0]["images"][3:4]}
+    single["annotations"] = dataset[0]["annotations"][3:4]
+    run((single, dataset[1]), pool_root, tmp_path / "single")
+    name = "images/000000000073_0.png"
+    assert contents(tmp_path / "single")[name] == contents(tmp_path / "all")[name]
+
+
+def test_copies_and_seeds_differ(dataset, pool_root, tmp_path):
+    run(dataset, pool_root, tmp_path / "a", config=dataclasses.replace(PNG, copies_per_image=2))
+    run(dataset, pool_root, tmp_path / "b", config=dataclasses.replace(PNG, seed=1))
+    first, second = contents(tmp_path / "a"), contents(tmp_path / "b")
+    name = "images/000000000073_0.png"
+    assert first[name] != second[name]
+    assert first[name] != first["images/000000000073_1.png"]
+
+
+@pytest.mark.parametrize("cut_bytes", [0, 1, 40])
+def test_a_stopped_run_goes_on_to_the_same_bytes(dataset, pool_root, tmp_path, cut_bytes):
+    run(dataset, pool_root, tmp_path / "whole")
+    run(dataset, pool_root, tmp_path / "stopped")
+    stopped = tmp_path / "stopped"
+    (stopped / "annotations.json").unlink()
+    manifest = stopped / "manifest.jsonl"
+    lines = manifest.read_bytes().splitlines(keepends=True)
+    manifest.write_bytes(b"".join(lines[:3]) + lines[3][:cut_bytes])
+    (stopped / "images" / "000000000074_0.png").unlink()
+    (stopped / "images" / ".000000000074_0.png.77.tmp").write_bytes(b"half")
+    run(dataset, pool_root, stopped)
+    assert contents(stopped) == contents(tmp_path / "whole")
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(dataset, pool_root, tmp_path):
+    annotations = tmp_path / "a.json"
+    annotations.write_text(json.dumps(dataset[0]))
+
+    def arguments(out: str) -> list[str]:
+        return [
+            "compose", "--pool", str(pool_root), "--annotations", str(annotations),
+            "--image-root", str(dataset[1]), "--out", str(tmp_path / out), "--n-workers", "2",
+            "--copies-per-image", "30", "--image-format", "png", "--scale-range", "0.2", "0.5",
+        ]  # fmt: skip
+
+    assert cli.main(arguments("whole")) == 0
+    manifest = tmp_path / "killed" / "manifest.jsonl"
+    for n_rows in (5, 60):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "bsgal_paste.cli", *arguments("killed")],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        while not manifest.exists() or manifest.read_bytes().count(b"\n") < n_rows:
+            assert process.poll() is None, "the run was over before it could be killed"
+            time.sleep(0.002)
+        os.killpg(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "annotations.json").exists()
+    assert cli.main(arguments("killed")) == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_a_damaged_photograph_is_left_out_named_and_tried_again(dataset, pool_root, tmp_path):
+    good = (dataset[1] / "2.png").read_bytes()
+    (dataset[1] / "2.png").write_bytes(good[:50])
+    (dataset[1] / "4.png").rename(tmp_path / "4.png")
+    summary = run(dataset, pool_root, tmp_path / "out")
+    assert summary.n_images == 4
+    assert "image 72: cannot decode" in summary.failed[0]
+    assert "image 74 is not at" in summary.failed[1]
+    (dataset[1] / "2.png").write_bytes(good)
+    assert run(dataset, pool_root, tmp_path / "out").n_images == 5
+
+
+def test_unreadable_instances_are_named(dataset, pool_root, tmp_path):
+    (pool_root / "instances/1/i003.png").write_bytes(b"")
+    summary = run(dataset, pool_root, tmp_path / "out", on_corrupt="skip")
+    assert summary.corrupt_instances == ("i003",)
+
+
+def test_another_run_or_a_foreign_folder_is_not_overwritten(dataset, pool_root, tmp_path):
+    run(dataset, pool_root, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"output of another run \(config in meta.json"):
+        run(dataset, pool_root, tmp_path / "out", config=dataclasses.replace(PNG, seed=5))
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="is not empty and was not written by"):
+        run(dataset, pool_root, tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"copies_per_image": 0}, {"seed": -1}, {"image_format": "gif"}, {"jpeg_quality": 0}],
+)
+def test_impossible_settings_are_refused(setting):
+    with pytest.raises(ValueError, match=f"`{next(iter(setting))}` must"):
+        ComposeConfig(**setting)

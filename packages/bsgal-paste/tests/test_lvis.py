@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bsgal_paste import AnnotationError
+from bsgal_paste._lvis import (
+    decode_segmentation,
+    encode_mask,
+    image_path,
+    load_lvis,
+    read_annotated_image,
+)
+
+LVIS = {
+    "images": [{"id": 3, "width": 20, "height": 10, "file_name": "a.png"}],
+    "annotations": [
+        {
+            "id": 1,
+            "image_id": 3,
+            "category_id": 2,
+            "bbox": [2, 1, 6, 4],
+            "segmentation": [[2, 1, 8, 1, 8, 5, 2, 5]],
+        }
+    ],
+    "categories": [{"id": 2, "name": "ball"}],
+}
+
+
+def changed(path: list, value: object) -> dict:
+    content = copy.deepcopy(LVIS)
+    place = content
+    for step in path[:-1]:
+        place = place[step]
+    place[path[-1]] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (["images", 0, "width"], 0, "image 3 needs id, width and height"),
+        (["annotations", 0, "image_id"], 4, "annotation 1: unknown image 4"),
+        (["annotations", 0, "category_id"], 9, "annotation 1: unknown category 9"),
+        (["annotations", 0, "bbox"], [1, 2, 3], "annotation 1: bbox must be"),
+        (["annotations", 0, "bbox"], [1, 2, -3, 1], "annotation 1: bbox must be"),
+        (["annotations", 0, "bbox"], [1, 2, float("nan"), 1], "annotation 1: bbox must be"),
+        (["categories"], [{"id": 2}], "category 2 needs id and name"),
+        (["categories"], LVIS["categories"] * 2, "every category needs an id of its own"),
+    ],
+)
+def test_a_bad_entry_is_named(path, value, message):
+    with pytest.raises(AnnotationError, match=message):
+        load_lvis(changed(path, value))
+
+
+def test_a_missing_or_foreign_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no annotation file .*a\.json"):
+        load_lvis(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("[1, 2]")
+    with pytest.raises(AnnotationError, match="no LVIS annotations, the keys"):
+        load_lvis(tmp_path / "a.json")
+    (tmp_path / "a.json").write_text("{")
+    with pytest.raises(AnnotationError, match=r"a\.json is not valid JSON"):
+        load_lvis(tmp_path / "a.json")
+
+
+def test_polygons_and_both_run_length_forms_give_the_same_mask():
+    polygon = LVIS["annotations"][0]
+    mask = decode_segmentation(polygon, 10, 20)
+    assert mask.sum() == 24
+    compressed = encode_mask(mask)
+    assert json.loads(json.dumps(compressed)) == compressed
+    flat = mask.ravel(order="F")
+    starts = np.flatnonzero(np.diff(np.concatenate([[False], flat, [False]]).astype(int)))
+    counts = np.diff(np.concatenate([[0], starts, [flat.size]])).tolist()
+    for segmentation in (compressed, {"size": [10, 20], "counts": counts}):
+        again = decode_segmentation({"id": 1, "segmentation": segmentation}, 10, 20)
+        np.testing.assert_array_equal(again, mask)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "message"),
+    [
+        ([[1, 1, 2, 2]], "fewer than three points"),
+        ({"size": [4, 4], "counts": [16]}, r"the mask has size \(4, 4\), the image \(10, 20\)"),
+        ({"size": [10, 20]}, "malformed segmentation"),
+        (None, "malformed segmentation"),
+    ],
+)
+def test_a_bad_segmentation_is_named(segmentation, message):
+    with pytest.raises(AnnotationError, match=f"annotation 7: .*{message}"):
+        decode_segmentation({"id": 7, "segmentation": segmentation}, 10, 20)
+
+
+def test_an_image_is_read_with_its_masks(tmp_path):
+    Image.new("RGB", (20, 10), (1, 2, 3)).save(tmp_path / "a.png")
+    empty = {**LVIS["annotations"][0], "segmentation": {"size": [10, 20], "counts": [200]}}
+    annotations = [empty, LVIS["annotations"][0]]
+    image, used = read_annotated_image(LVIS["images"][0], annotations, tmp_path)
+    assert used == [1]
+    np.testing.assert_array_equal(image.boxes_xyxy, [[2, 1, 8, 5]])
+    assert image.category_ids.tolist() == [2]
+    assert image.image[0, 0].tolist() == [1, 2, 3]
+
+
+def test_an_image_of_another_size_or_damaged_is_named(tmp_path):
+    Image.new("RGB", (20, 11)).save(tmp_path / "a.png")
+    with pytest.raises(AnnotationError, match="20 x 11 px, the annotations say 20 x 10"):
+        read_annotated_image(LVIS["images"][0], [], tmp_path)
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    with pytest.raises(AnnotationError, match="image 3: cannot decode"):
+        read_annotated_image(LVIS["images"][0], [], tmp_path)
+
+
+def test_an_image_is_found_by_the_end_of_its_url(tmp_path):
+    (tmp_path / "val2017").mkdir()
+    (tmp_path / "val2017" / "7.jpg").touch()
+    url = "http://images.cocodataset.org/val2017/7.jpg"
+    assert image_path({"id": 7, "coco_url": url}, tmp_path) == tmp_path / "val2017" / "7.jpg"
+    assert image_path({"id": 7, "coco_url": url}, tmp_path / "val2017").name == "7.jpg"
+
+
+def test_an_image_that_is_missing_or_outside_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match="image 7 is not at"):
+        image_path({"id": 7, "file_name": "x.jpg"}, tmp_path)
+    with pytest.raises(AnnotationError, match="leaves"):
+        image_path({"id": 7, "file_name": "../x.jpg"}, tmp_path)
+    with pytest.raises(AnnotationError, match="neither `file_name` nor `coco_url`"):
+        image_path({"id": 7}, Path(tmp_path))
