@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
 from bsgal_train.builtin.sprites import CREDIT, load_sprites
 
