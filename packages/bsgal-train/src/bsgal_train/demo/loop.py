@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from bsgal_generate import (
+    TEMPLATES,
     GenerationPlan,
     GenerationProgress,
     SamplingConfig,
@@ -113,6 +114,8 @@ class _Loop:
         plan = GenerationPlan(
             categories=tuple(categories),
             images_per_category=self.settings.images_per_category,
+            # What the shipped pipeline was trained on: names without their sense in parentheses.
+            templates=(TEMPLATES["single_noun"],),
             seed=self.settings.seed,
         )
 
