@@ -4,20 +4,31 @@ from importlib.metadata import version
 
 from . import errors, ops
 from ._cache import GradientCache
+from ._distributed import joint_contribution
+from ._ghost import IGNORED, REFERENCE, GhostScorer, UnitScores
+from ._loss_difference import loss_difference
 from ._policies import FixedThreshold, LinearSchedule, PerGroup, Policy, QuantileThreshold
+from ._step_model import StepModel
 from ._verdict import Decision, Verdict
 
 __all__ = [
+    "IGNORED",
+    "REFERENCE",
     "Decision",
     "FixedThreshold",
+    "GhostScorer",
     "GradientCache",
     "LinearSchedule",
     "PerGroup",
     "Policy",
     "QuantileThreshold",
+    "StepModel",
+    "UnitScores",
     "Verdict",
     "__version__",
     "errors",
+    "joint_contribution",
+    "loss_difference",
     "ops",
 ]
 

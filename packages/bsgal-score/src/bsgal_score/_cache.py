@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from . import ops
-from ._types import CacheSums, Implementation
+from ._distributed import average
+from ._step_model import StepModel
+from ._types import CacheSums, Implementation, TensorMetric
 from .errors import (
     GradientMismatchError,
     NonFiniteGradientError,
@@ -112,6 +116,11 @@ class GradientCache:
         return tuple(self._tensors)
 
     @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """Name to parameter, as they were when the cache was made."""
+        return MappingProxyType(self._parameters)
+
+    @property
     def half_life(self) -> float:
         """Number of updates after which a gradient's weight has halved; infinite in mode "mean"."""
         if self.mode == "mean":
@@ -164,8 +173,9 @@ class GradientCache:
         self,
         reference_gradients: Gradients,
         candidate_gradients: Gradients,
-        form: Literal["cosine", "dot"] = "cosine",
+        form: Literal["cosine", "dot", "step"] = "cosine",
         *,
+        step: StepModel | None = None,
         rows: Rows | Mapping[str, Rows] | None = None,
     ) -> float | None:
         """Update the cache, then score the candidate against it, in one pass over memory.
@@ -173,7 +183,9 @@ class GradientCache:
         Args:
             reference_gradients: As in `update`.
             candidate_gradients: Gradients of the unit to be judged, likewise.
-            form: `"cosine"`, or `"dot"` for ⟨c, k⟩.
+            form: `"cosine"`, `"dot"` for ⟨c, k⟩, or `"step"` for the predicted drop of the
+                reference loss that is due to the candidate in the optimizer's next step.
+            step: For `form="step"`, a model of that step.
             rows: As in `update`.
 
         Returns:
@@ -183,14 +195,37 @@ class GradientCache:
         Raises:
             GradientMismatchError, NonFiniteGradientError: As `update`.
         """
-        if form not in ("cosine", "dot"):
-            raise ValueError(f"`form` must be 'cosine' or 'dot', got {form!r}")
+        if form not in ("cosine", "dot", "step"):
+            raise ValueError(f"`form` must be 'cosine', 'dot' or 'step', got {form!r}")
+        if (form == "step") != (step is not None):
+            raise ValueError("`step` must be given with form='step', and only then")
         sums = self._pass(
             reference=self._in_order(reference_gradients),
             candidate=self._in_order(candidate_gradients),
             rows=rows,
+            metric=None if step is None else step.metric(self._parameters),
         )
         return _contribution(sums, form)
+
+    def all_reduce(self, group: dist.ProcessGroup) -> None:
+        """Replace the cache by its mean over processes, after each has updated its own.
+
+        The update is linear, so the result is the cache of the mean reference gradient: n processes
+        with N samples each equal one with n·N. As many bytes as the cache holds are reduced.
+
+        Args:
+            group: The processes, for example `torch.distributed.group.WORLD`.
+
+        Raises:
+            ValueError: If there are row-wise tensors: their rows differ between processes, so
+                average the gradients and unite the rows before `update` instead.
+        """
+        if self._row_updates:
+            raise ValueError(
+                "a cache with `rowwise` tensors cannot be averaged, since processes saw different "
+                "classes; average the gradients and unite the rows before `update`"
+            )
+        average(self._tensors.values(), group)
 
     def check_parameters(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
         """Check that every cached name is still bound to the parameter the cache was made from.
@@ -264,6 +299,7 @@ class GradientCache:
         reference: list[Tensor | None] | None,
         candidate: list[Tensor | None] | None,
         rows: Rows | Mapping[str, Rows] | None = None,
+        metric: list[TensorMetric] | None = None,
     ) -> CacheSums:
         if reference is None:
             return ops.cache_update_dot(
@@ -279,6 +315,7 @@ class GradientCache:
             candidate,
             decay=float(self._old_weight(torch.tensor(self.n_updates))),
             row_decay=row_decay,
+            metric=metric,
             impl=self.impl,
         )
         self.n_updates += 1
@@ -408,13 +445,13 @@ def _check_same_tensors(
             raise StateMismatchError(f"the saved cache has a {group} entry {name!r}, this one not")
 
 
-def _contribution(sums: CacheSums, form: Literal["cosine", "dot"]) -> float | None:
+def _contribution(sums: CacheSums, form: Literal["cosine", "dot", "step"]) -> float | None:
     dot, cache_sqnorm, candidate_sqnorm = torch.stack(list(sums)).tolist()
     if not all(map(math.isfinite, (dot, cache_sqnorm, candidate_sqnorm))):
         return math.nan
     if cache_sqnorm == 0 or candidate_sqnorm == 0:
         return None
-    if form == "dot":
+    if form != "cosine":
         return float(dot)
     # Rounding can carry the quotient past 1 by a few units in the last place.
     cosine = dot / (math.sqrt(cache_sqnorm) * math.sqrt(candidate_sqnorm))

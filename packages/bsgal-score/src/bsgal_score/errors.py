@@ -19,5 +19,13 @@ class ReboundParameterError(RuntimeError):
     """A name is bound to another parameter than when the cache was made."""
 
 
+class LiveBatchNormError(ValueError):
+    """A BatchNorm normalises by its batch, so that units cannot be told apart."""
+
+
+class UnsupportedLayerError(ValueError):
+    """A parameter is used in a way that ghost scoring does not understand."""
+
+
 class ImplementationUnavailableError(RuntimeError):
     """The requested implementation of an operation cannot run here."""

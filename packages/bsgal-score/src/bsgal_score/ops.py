@@ -16,8 +16,16 @@ from ._dispatch import choose_implementation
 from ._layout import is_dense
 from ._types import CacheSums, Implementation, TensorMetric
 from .eager.cache_update_dot import cache_update_dot_torch
+from .eager.ghost import ghost_dot_torch, ghost_sqnorm_torch
 
-__all__ = ["CacheSums", "TensorMetric", "cache_update_dot"]
+__all__ = [
+    "CacheSums",
+    "Implementation",
+    "TensorMetric",
+    "cache_update_dot",
+    "ghost_dot",
+    "ghost_sqnorm",
+]
 
 
 def cache_update_dot(
@@ -58,6 +66,8 @@ def cache_update_dot(
     _check_operands(cache, reference, candidate, decay, row_decay, metric)
     chosen = choose_implementation("cache_update_dot", impl, cache[0].device)
     if chosen == "triton":
+        operands = (*cache, *(reference or ()), *(candidate or ()))
+        _check_triton_dtypes(*(tensor for tensor in operands if tensor is not None))
         from .kernels.cache_update_dot import cache_update_dot_triton
 
         run = cache_update_dot_triton
@@ -65,6 +75,108 @@ def cache_update_dot(
         run = cache_update_dot_torch
     with torch.no_grad():
         return run(cache, reference, candidate, decay=decay, row_decay=row_decay, metric=metric)
+
+
+def ghost_dot(
+    weights: Tensor,
+    inputs: Tensor,
+    output_grads: Tensor,
+    unit_index: Tensor,
+    n_units: int,
+    *,
+    impl: Implementation = "auto",
+) -> Tensor:
+    """Return ⟨C, G_i⟩ for every unit i, where G_i = Σ δ_r a_rᵀ over its rows is never formed.
+
+    A linear map z = W a gives a unit the gradient G_i, so the dot product is Σ δ_rᵀ C a_r.
+
+    Args:
+        weights: C, (n_outputs, n_inputs); float32, bfloat16, float16 or (torch only) float64.
+        inputs: Rows a_r, (N, n_inputs), N >= 1.
+        output_grads: Rows δ_r, (N, n_outputs): gradients of the loss in the outputs.
+        unit_index: Unit of each row, int64 (N,), less than `n_units`; negative rows do not count.
+        n_units: Number of units, at least 1.
+        impl: Which implementation to run.
+
+    Returns:
+        (n_units,) float64 on the device of `inputs`; zero for a unit without rows.
+
+    Raises:
+        ValueError: If shapes, devices or indices do not fit.
+        ImplementationUnavailableError: If `impl` cannot run here.
+    """
+    _check_rows(inputs, output_grads, unit_index, n_units)
+    expected = (output_grads.shape[1], inputs.shape[1])
+    if weights.shape != expected or weights.device != inputs.device:
+        raise ValueError(
+            f"`weights` must have shape {expected} on {inputs.device}, "
+            f"got {tuple(weights.shape)} on {weights.device}"
+        )
+    run = ghost_dot_torch
+    if choose_implementation("ghost_dot", impl, inputs.device) == "triton":
+        _check_triton_dtypes(weights, inputs, output_grads)
+        from .kernels.ghost_dot import ghost_dot_triton
+
+        run = ghost_dot_triton
+    with torch.no_grad():
+        return run(weights, inputs, output_grads, unit_index, n_units)
+
+
+def ghost_sqnorm(
+    inputs: Tensor,
+    output_grads: Tensor,
+    unit_index: Tensor,
+    n_units: int,
+    *,
+    impl: Implementation = "auto",
+) -> Tensor:
+    """Return ‖G_i‖² for every unit i, where G_i = Σ δ_r a_rᵀ over its rows.
+
+    Computed as Σ over pairs of rows of (a_r·a_s)(δ_r·δ_s), which needs no memory of the size of the
+    weights. Arguments, result and errors as in `ghost_dot`.
+    """
+    _check_rows(inputs, output_grads, unit_index, n_units)
+    run = ghost_sqnorm_torch
+    if choose_implementation("ghost_sqnorm", impl, inputs.device) == "triton":
+        _check_triton_dtypes(inputs, output_grads)
+        from .kernels.ghost_sqnorm import ghost_sqnorm_triton
+
+        run = ghost_sqnorm_triton
+    with torch.no_grad():
+        return run(inputs, output_grads, unit_index, n_units)
+
+
+def _check_rows(inputs: Tensor, output_grads: Tensor, unit_index: Tensor, n_units: int) -> None:
+    if inputs.dim() != 2 or output_grads.dim() != 2 or 0 in (*inputs.shape, *output_grads.shape):
+        raise ValueError(
+            "`inputs` and `output_grads` must be non-empty and of shape (N, columns), got "
+            f"{tuple(inputs.shape)} and {tuple(output_grads.shape)}"
+        )
+    n_rows = len(inputs)
+    if len(output_grads) != n_rows or output_grads.device != inputs.device:
+        raise ValueError(
+            f"`output_grads` must have {n_rows} rows on {inputs.device}, got {len(output_grads)} "
+            f"on {output_grads.device}"
+        )
+    if unit_index.dtype != torch.int64 or unit_index.shape != (n_rows,):
+        raise ValueError(
+            f"`unit_index` must be int64 of shape ({n_rows},), one unit per row, got "
+            f"{unit_index.dtype} of shape {tuple(unit_index.shape)}"
+        )
+    if n_units < 1 or int(unit_index.max()) >= n_units:
+        raise ValueError(
+            f"`n_units` must be at least 1 and above every index, got {n_units} and a largest "
+            f"index of {int(unit_index.max())}"
+        )
+
+
+def _check_triton_dtypes(*tensors: Tensor) -> None:
+    for tensor in tensors:
+        if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+            raise ValueError(
+                "impl='triton' takes float32, bfloat16 and float16, got "
+                f"{tensor.dtype}; use impl='torch'"
+            )
 
 
 def _check_operands(

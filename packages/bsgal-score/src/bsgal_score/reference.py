@@ -59,3 +59,30 @@ def cache_update_dot(
         s = metric_weight(None if metric is None else metric[index], old)
         sums += torch.stack([(c * s * k64).sum(), (c * s * c).sum(), (k64 * s * k64).sum()])
     return new_cache, CacheSums(*sums.unbind())
+
+
+def ghost_dot(
+    weights: Tensor, inputs: Tensor, output_grads: Tensor, unit_index: Tensor, n_units: int
+) -> Tensor:
+    """Return ⟨C, G_i⟩ for every unit i, with its gradient G_i = Σ over its rows of δ aᵀ formed.
+
+    Arguments as in `bsgal_score.ops.ghost_dot`.
+    """
+    gradients = unit_gradients(inputs, output_grads, unit_index, n_units)
+    return torch.stack([(weights.double() * gradient).sum() for gradient in gradients])
+
+
+def ghost_sqnorm(inputs: Tensor, output_grads: Tensor, unit_index: Tensor, n_units: int) -> Tensor:
+    """Return ‖G_i‖² for every unit i; arguments as in `bsgal_score.ops.ghost_sqnorm`."""
+    gradients = unit_gradients(inputs, output_grads, unit_index, n_units)
+    return torch.stack([gradient.square().sum() for gradient in gradients])
+
+
+def unit_gradients(
+    inputs: Tensor, output_grads: Tensor, unit_index: Tensor, n_units: int
+) -> list[Tensor]:
+    """Form every unit's gradient of a weight (n_outputs, n_inputs), in float64."""
+    return [
+        output_grads[unit_index == unit].double().T @ inputs[unit_index == unit].double()
+        for unit in range(n_units)
+    ]

@@ -231,11 +231,6 @@ def _launch(
 ) -> Tensor:
     """Launch over tensors that share a device and dtypes; return the partial sums (n_chunks, 3)."""
     device = cache[0].device
-    for dtype in dtypes:
-        if dtype not in _TRITON_DTYPES:
-            raise ValueError(
-                f"impl='triton' takes float32, bfloat16 and float16, got {dtype}; use impl='torch'"
-            )
     operands: list[Tensor] = []  # keeps copies alive until the launch is in the queue
 
     def address(tensor: Tensor | None, like: Tensor) -> int:

@@ -1,0 +1,180 @@
+"""Calls of functions that are linear in their parameters: what ghost scoring understands.
+
+Such a call z = f(x; W, b) gives a unit's rows r the gradient Σ_r ∂⟨δ_r, f(x_r; W, b)⟩/∂(W, b). For
+any tensors C in the place of the parameters, its dot product with C is Σ_r ⟨δ_r, f(x_r; C)⟩: one
+more forward call, and no gradient is formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+from torch.nn import functional as F  # noqa: N812 - its usual name
+
+from .eager.ghost import compute_dtype
+
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = (*_CONVOLUTION[:5], "output_padding", "groups", "dilation")
+
+LINEAR_MAPS: dict[Callable[..., Any], tuple[str, ...]] = {
+    F.linear: ("input", "weight", "bias"),
+    F.conv1d: _CONVOLUTION,
+    F.conv2d: _CONVOLUTION,
+    F.conv3d: _CONVOLUTION,
+    F.conv_transpose1d: _TRANSPOSED,
+    F.conv_transpose2d: _TRANSPOSED,
+    F.conv_transpose3d: _TRANSPOSED,
+    F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
+    F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.batch_norm: (
+        "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
+    ),
+    F.embedding: (
+        "input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse",
+    ),
+}  # fmt: skip
+"""Function to the names of its positional arguments; the first axis of `input` is that of rows."""
+
+
+def why_unsupported(function: Callable[..., Any], arguments: Mapping[str, Any]) -> str | None:
+    """Say why a call of one of `LINEAR_MAPS` cannot be scored row by row; None if it can."""
+    if function is F.batch_norm and (
+        arguments.get("training", False) or arguments.get("running_mean") is None
+    ):
+        return "batch normalisation with live statistics mixes the rows of different units"
+    if function is F.embedding and arguments.get("max_norm") is not None:
+        return "an embedding with max_norm changes its weights in the forward pass"
+    if function is F.embedding and arguments.get("scale_grad_by_freq"):
+        return "an embedding with scale_grad_by_freq mixes the rows of different units"
+    return None
+
+
+@dataclass(frozen=True)
+class LinearCall:
+    """One recorded call of a function that is linear in its parameters."""
+
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    """Arguments by name; tensors are detached, parameters are those of the call."""
+    names: dict[str, str]
+    """Role ("weight" or "bias") to name in the cache, for the parameters that are scored."""
+    edge: GradientEdge
+    """Where the gradient of the loss in the output is taken."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """The input, whose first axis is that of the rows."""
+        inputs: Tensor = self.arguments["input"]
+        return inputs
+
+    @property
+    def is_matrix_product(self) -> bool:
+        """Whether this is z = W a, for which `ops.ghost_dot` and `ops.ghost_sqnorm` are made."""
+        return self.function is F.linear
+
+    def row_dots(
+        self, directions: Mapping[str, Tensor], rows: Tensor, output_grads: Tensor
+    ) -> Tensor:
+        """Return ⟨δ_r, f(x_r; C)⟩ for each row: its gradient's dot product with the directions C.
+
+        Args:
+            directions: C by name in the cache.
+            rows: Indices of the rows.
+            output_grads: δ of those rows.
+        """
+        dtype = compute_dtype(output_grads)
+        parameters: dict[str, Tensor | None] = {}
+        for role in ("weight", "bias"):
+            like = self.arguments.get(role)
+            if role in self.names:
+                parameters[role] = directions[self.names[role]].to(dtype)
+            elif like is not None:
+                # Not scored, so its direction is zero.
+                parameters[role] = torch.zeros_like(like, dtype=dtype)
+        outputs = self._call(rows, parameters, dtype)
+        products = outputs.mul_(self._counted(rows, output_grads).to(dtype))
+        return products.flatten(1).sum(dim=1, dtype=torch.float64)
+
+    def gradients(self, rows: Tensor, output_grads: Tensor) -> dict[str, Tensor]:
+        """Return the gradient that some rows give to the scored parameters, by name in the cache.
+
+        Arguments as in `row_dots`.
+        """
+        dtype = compute_dtype(output_grads)
+        if self.is_matrix_product:
+            d = output_grads.flatten(0, -2).to(dtype)
+            found = {}
+            if "weight" in self.names:
+                a = self.inputs[rows].flatten(0, -2).to(dtype)
+                found[self.names["weight"]] = d.T @ a
+            if "bias" in self.names:
+                found[self.names["bias"]] = d.sum(dim=0)
+            return found
+        with torch.enable_grad():
+            parameters = {
+                role: self.arguments[role].detach().to(dtype).requires_grad_(role in self.names)
+                for role in ("weight", "bias")
+                if self.arguments.get(role) is not None
+            }
+            outputs = self._call(rows, parameters, dtype)
+            gradients = torch.autograd.grad(
+                outputs, [parameters[role] for role in self.names], output_grads.to(dtype)
+            )
+        return dict(zip(self.names.values(), gradients, strict=True))
+
+    def _call(
+        self, rows: Tensor, parameters: Mapping[str, Tensor | None], dtype: torch.dtype
+    ) -> Tensor:
+        inputs = self.inputs[rows]
+        if inputs.is_floating_point():
+            inputs = inputs.to(dtype)
+        # Scores are compared with thresholds: no TF32, which is cuDNN's default for convolutions.
+        exactly = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
+        with exactly if inputs.is_cuda else nullcontext():
+            outputs: Tensor = self.function(**{**self.arguments, **parameters, "input": inputs})
+        return outputs
+
+    def _counted(self, rows: Tensor, output_grads: Tensor) -> Tensor:
+        """Drop what autograd drops: the padding entry of an embedding gets no gradient."""
+        padding = self.arguments.get("padding_idx")
+        if self.function is not F.embedding or padding is None:
+            return output_grads
+        is_padding = self.inputs[rows] == padding % len(self.arguments["weight"])
+        return output_grads.masked_fill(is_padding[..., None], 0)
+
+
+@dataclass(frozen=True)
+class ExactCall:
+    """One recorded call of a module of another kind, which is run again for every unit."""
+
+    module: torch.nn.Module
+    positional: tuple[Any, ...]
+    keywords: dict[str, Any]
+    names: dict[str, str]
+    """Parameter name in the module to name in the cache."""
+    edge: GradientEdge
+
+    @property
+    def inputs(self) -> Tensor:
+        """The first argument, whose first axis is that of the rows."""
+        inputs: Tensor = self.positional[0]
+        return inputs
+
+    def gradients(self, rows: Tensor, output_grads: Tensor) -> dict[str, Tensor]:
+        """Return the gradient that some rows give to the module's parameters."""
+        own = dict(self.module.named_parameters(recurse=False))
+        with torch.enable_grad():
+            leaves = {role: own[role].detach().requires_grad_() for role in self.names}
+            outputs = torch.func.functional_call(
+                self.module, leaves, (self.inputs[rows], *self.positional[1:]), self.keywords
+            )
+            gradients = torch.autograd.grad(
+                outputs, list(leaves.values()), output_grads.to(outputs.dtype)
+            )
+        return dict(zip(self.names.values(), gradients, strict=True))
