@@ -56,6 +56,21 @@ def test_every_recipe_survives_saving(name: str, tmp_path: Path) -> None:
     assert load_recipe(str(tmp_path / "recipe.json")) == recipe
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not a saved recipe"),
+        ('{"data": 3}', "`data` must be an object"),
+        ('{"paste": {"pol": ""}}', "the nearest is `paste.pool`"),
+    ],
+)
+def test_a_damaged_saved_recipe_raises(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.json").write_text(text)
+
+    with pytest.raises(ValueError, match=message):
+        Recipe.load(tmp_path / "recipe.json")
+
+
 def test_a_python_file_is_a_recipe(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(

@@ -189,7 +189,8 @@ class PasteConfig:
 
     Attributes:
         pool: folder of the instance pool; empty pastes nothing.
-        max_instances: upper limit of the uniform count of pasted instances per image.
+        max_instances: upper limit of the uniform count of pasted instances per image; the
+            released recipe has 19, in crops of 640 px.
     """
 
     pool: str = ""
@@ -292,26 +293,30 @@ class Recipe:
     @classmethod
     def from_dict(cls, values: dict[str, dict[str, Any]]) -> Recipe:
         """Rebuild a recipe from `to_dict`'s form, also after a trip through JSON."""
-        assignments = {
-            f"{part}.{name}": value
-            for part, named in values.items()
-            for name, value in named.items()
-        }
         empty = cls()
         parts: dict[str, dict[str, Any]] = {}
-        for key, value in assignments.items():
-            part, name, annotation = empty._field(key)
-            parts.setdefault(part, {})[name] = _checked(value, annotation, key)
+        for part, named in values.items():
+            if not isinstance(named, dict):
+                raise ValueError(f"recipe part `{part}` must be an object, got {named!r}")
+            for name, value in named.items():
+                key = f"{part}.{name}"
+                parts.setdefault(part, {})[name] = _checked(value, empty._field(key)[2], key)
         return cls(**{part: type(getattr(empty, part))(**named) for part, named in parts.items()})
 
     def save(self, path: Path) -> None:
-        """Write the resolved recipe as JSON."""
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        """Write the resolved recipe as JSON, atomically."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
         """Read what `save` wrote."""
-        return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not a saved recipe: {error}") from None
+        return cls.from_dict(values)
 
     def _field(self, key: str) -> tuple[str, str, Any]:
         """Return part, name and declared type of a dotted key, or raise with the nearest one."""

@@ -161,6 +161,9 @@ def evaluate(
     validation = _DataPaths.of(recipe.data).load_validation()
     if validation is None:
         raise ValueError("there is nothing to evaluate on: set data.val_json")
+    if folder is not None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
     names = [category.name for category in validation.categories]
     detector = build_detector(recipe.detector, len(names))
     fresh = load_weights(detector, source, names)
@@ -171,8 +174,6 @@ def evaluate(
         )
     result, predictions = evaluate_detector(detector, validation, recipe, progress=progress)
     if folder is not None:
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         _write_json(folder / "predictions.json", predictions)
         _write_json(folder / "results.json", {"evaluation": result.to_dict()})
     return result
