@@ -21,9 +21,12 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-TEST_TOOLS = ("pytest", "hypothesis")
-# Installed by `bsgal-train setup-detectron2`, because no index serves it in installable form.
-INSTALLED_BY_COMMAND = {"bsgal-train": ("pb1-detectron2",)}
+# pip because every environment that a user installs a package into has it.
+TEST_TOOLS = ("pytest", "hypothesis", "pip")
+# What tests need beside the declared requirements, linked without requirements of its own:
+# detectron2, which `bsgal-train setup-detectron2` installs (for bsgal-generate only the table of
+# LVIS categories in it: it cannot be imported there); and lvis, the oracle of the evaluation.
+BESIDE = {"bsgal-generate": ("pb1-detectron2",), "bsgal-train": ("pb1-detectron2", "lvis")}
 
 
 def canonical(name: str) -> str:
@@ -80,8 +83,7 @@ def main() -> int:
 
     declared = metadata.metadata(name).get_all("Provides-Extra") or []
     roots = [(name, frozenset(declared)), *((tool, frozenset[str]()) for tool in TEST_TOOLS)]
-    roots += [(extra, frozenset[str]()) for extra in INSTALLED_BY_COMMAND.get(name, ())]
-    wanted = closure(roots)
+    wanted = closure(roots).union(BESIDE.get(name, ()))
     ours = sorted(found for found in wanted if found.startswith("bsgal-"))
     for distribution in sorted(wanted.difference(ours)):
         link_distribution(distribution, site_packages)
