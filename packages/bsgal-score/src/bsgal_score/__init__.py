@@ -8,12 +8,14 @@ from ._distributed import joint_contribution
 from ._ghost import IGNORED, REFERENCE, GhostScorer, UnitScores
 from ._loss_difference import loss_difference
 from ._policies import FixedThreshold, LinearSchedule, PerGroup, Policy, QuantileThreshold
+from ._sketch import CountSketch, SketchStore
 from ._step_model import StepModel
 from ._verdict import Decision, Verdict
 
 __all__ = [
     "IGNORED",
     "REFERENCE",
+    "CountSketch",
     "Decision",
     "FixedThreshold",
     "GhostScorer",
@@ -22,6 +24,7 @@ __all__ = [
     "PerGroup",
     "Policy",
     "QuantileThreshold",
+    "SketchStore",
     "StepModel",
     "UnitScores",
     "Verdict",

@@ -17,6 +17,7 @@ from ._layout import is_dense
 from ._types import CacheSums, Implementation, TensorMetric
 from .eager.cache_update_dot import cache_update_dot_torch
 from .eager.ghost import ghost_dot_torch, ghost_sqnorm_torch
+from .eager.sketch import sketch_torch
 
 __all__ = [
     "CacheSums",
@@ -25,6 +26,7 @@ __all__ = [
     "cache_update_dot",
     "ghost_dot",
     "ghost_sqnorm",
+    "sketch",
 ]
 
 
@@ -144,6 +146,55 @@ def ghost_sqnorm(
         run = ghost_sqnorm_triton
     with torch.no_grad():
         return run(inputs, output_grads, unit_index, n_units)
+
+
+def sketch(
+    tensors: Sequence[Tensor | None],
+    numels: Sequence[int],
+    *,
+    width: int,
+    seed: int,
+    impl: Implementation = "auto",
+) -> Tensor:
+    """Return the seeded count-sketch of tensors laid end to end: signed sums in `width` buckets.
+
+    Each tensor is cut into blocks of `width` elements. Within a block every element has a bucket of
+    its own: its place, XOR a hash of the block. Signs are hashed per element. So two elements share
+    a bucket with probability 1 / width if their blocks differ, and never otherwise.
+
+    Args:
+        tensors: The tensors, in row-major order of elements; None counts as zeros.
+        numels: Number of elements of every tensor, also of the missing ones.
+        width: Number of buckets, a power of two of at least 32.
+        seed: Non-negative; chooses hashes.
+        impl: Which implementation to run.
+
+    Returns:
+        (width,) float64 on the device of the tensors.
+
+    Raises:
+        ValueError: If an argument does not fit.
+        ImplementationUnavailableError: If `impl` cannot run here.
+    """
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not given or len(tensors) != len(numels):
+        raise ValueError("`tensors` must hold a tensor, and one entry per entry of `numels`")
+    if width < 32 or width & (width - 1) or seed < 0:
+        raise ValueError(
+            "`width` must be a power of two of at least 32 and `seed` must not be negative, got "
+            f"{width} and {seed}"
+        )
+    for tensor, numel in zip(tensors, numels, strict=True):
+        if tensor is not None and tensor.numel() != numel:
+            raise ValueError(f"`numels` says {numel}, the tensor has {tensor.numel()} elements")
+    run = sketch_torch
+    if choose_implementation("sketch", impl, given[0].device) == "triton":
+        _check_triton_dtypes(*given)
+        from .kernels.sketch import sketch_triton
+
+        run = sketch_triton
+    with torch.no_grad():
+        return run(tensors, numels, width, seed)
 
 
 def _check_rows(inputs: Tensor, output_grads: Tensor, unit_index: Tensor, n_units: int) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ._types import CacheSums, TensorMetric
+from .eager.sketch import SHIFTS, SIGNS, hashes, n_blocks, stream_key
 
 
 def metric_weight(metric: TensorMetric | None, like: Tensor) -> Tensor:
@@ -86,3 +87,21 @@ def unit_gradients(
         output_grads[unit_index == unit].double().T @ inputs[unit_index == unit].double()
         for unit in range(n_units)
     ]
+
+
+def sketch(
+    tensors: Sequence[Tensor | None], numels: Sequence[int], width: int, seed: int
+) -> Tensor:
+    """Add up signed elements bucket by bucket, one element at a time, in float64."""
+    total = [0.0] * width
+    keys = [stream_key(seed, stream) for stream in (SHIFTS, SIGNS)]
+    first_block = 0
+    for tensor, numel in zip(tensors, numels, strict=True):
+        values = [] if tensor is None else tensor.reshape(-1).tolist()
+        for element, value in enumerate(values):
+            block, place = first_block + element // width, element % width
+            shift = int(hashes(torch.tensor(block), keys[0])) % width
+            word = int(hashes(torch.tensor(block * (width // 32) + place // 32), keys[1]))
+            total[place ^ shift] += -value if (word >> (place % 32)) & 1 else value
+        first_block += n_blocks(numel, width)
+    return torch.tensor(total, dtype=torch.float64)

@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from . import cache_update_dot
+from . import cache_update_dot, ghost_dot, ghost_sqnorm
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -43,8 +43,9 @@ class Resources:
     """Bytes (NVIDIA) or registers (AMD) spilled to memory per thread."""
     load_bits: int
     """Width of the widest global loads, those of whole blocks."""
-    bytes_per_element: float
-    """Global bytes of the widest loads and stores per element of a whole block."""
+    bytes_per_element: float | None
+    """Global bytes of the widest loads and stores per element of a whole block; None for products
+    of matrices, whose tiles are read again and again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +54,10 @@ class _Variant:
     function: Any
     signature: dict[str, str]
     constants: dict[str, Any]
-    one_block: dict[str, Any]
-    """Changes that leave one block to a program: then no loop hides how often a load runs."""
     n_warps: int
-    n_elements: int
+    one_block: dict[str, Any] | None = None
+    """Changes that leave one block to a program: then no loop hides how often a load runs."""
+    n_elements: int = 0
     """Elements of that block."""
 
 
@@ -99,25 +100,64 @@ def variants() -> list[_Variant]:
                 n_elements=cache_update_dot.BLOCK,
             )
         )
-    return found
+    return [*found, *_matrix_variants()]
+
+
+def _matrix_variants() -> list[_Variant]:
+    pointers = {"output_grads_ptr": "*fp32", "inputs_ptr": "*fp32", "partials_ptr": "*fp32"}
+    strides = {"inputs_stride": "i32", "output_grads_stride": "i32"}
+    sizes = {"n_inputs": "i32", "n_outputs": "i32"}
+    return [
+        _Variant(
+            name="ghost_dot",
+            function=ghost_dot._ghost_dot_kernel,
+            signature=pointers
+            | strides
+            | sizes
+            | {"weights_ptr": "*fp32"}
+            | {"weights_stride": "i32", "n_rows": "i32"},
+            constants={
+                "BLOCK_ROWS": ghost_dot.BLOCK_ROWS,
+                "BLOCK_OUTPUTS": ghost_dot.BLOCK_OUTPUTS,
+                "BLOCK_INPUTS": ghost_dot.BLOCK_INPUTS,
+            },
+            n_warps=ghost_dot.N_WARPS,
+        ),
+        _Variant(
+            name="ghost_sqnorm",
+            function=ghost_sqnorm._ghost_sqnorm_kernel,
+            signature=pointers | strides | sizes | {"order_ptr": "*i64", "tiles_ptr": "*i64"},
+            constants={
+                "BLOCK_ROWS": ghost_sqnorm.BLOCK_ROWS,
+                "BLOCK_COLUMNS": ghost_sqnorm.BLOCK_COLUMNS,
+            },
+            n_warps=ghost_sqnorm.N_WARPS,
+        ),
+    ]
 
 
 def measure(variant: _Variant, target_name: str) -> Resources:
     """Compile one variant for one target and read its machine code."""
     target = TARGETS[target_name]
     shipped = _compile(variant, target, variant.constants)
-    accesses = _accesses(_compile(variant, target, variant.constants | variant.one_block), target)
+    one_block = shipped
+    if variant.one_block is not None:
+        one_block = _compile(variant, target, variant.constants | variant.one_block)
+    accesses = _accesses(one_block, target)
     registers, spills = _registers(shipped, target)
     load_bits = max(bits for kind, bits in accesses if kind in ("ld", "load"))
-    n_wide = sum(bits == load_bits for _, bits in accesses)
-    n_threads = variant.n_warps * target.warp_size
+    bytes_per_element = None
+    if variant.one_block is not None:
+        n_wide = sum(bits == load_bits for _, bits in accesses)
+        n_threads = variant.n_warps * target.warp_size
+        bytes_per_element = n_wide * load_bits / 8 * n_threads / variant.n_elements
     return Resources(
         kernel=variant.name,
         target=target_name,
         registers=registers,
         spills=spills,
         load_bits=load_bits,
-        bytes_per_element=n_wide * load_bits / 8 * n_threads / variant.n_elements,
+        bytes_per_element=bytes_per_element,
     )
 
 
@@ -125,8 +165,11 @@ def _compile(variant: _Variant, target: GPUTarget, constants: dict[str, Any]) ->
     """Return the assembly text (PTX or AMDGCN)."""
     names = variant.function.arg_names
     signature = {name: variant.signature.get(name, "constexpr") for name in names}
+    # Contiguous operands of usual sizes: pointers, sizes and strides are multiples of 16.
     aligned = {
-        (i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if signature[n][0] == "*"
+        (i,): [["tt.divisibility", 16]]
+        for i, name in enumerate(names)
+        if signature[name][0] == "*" or signature[name] == "i32"
     }
     compiled = triton.compile(
         ASTSource(variant.function, signature, constants, aligned),
@@ -141,8 +184,12 @@ def _accesses(text: str, target: GPUTarget) -> list[tuple[str, int]]:
     """List kind and width in bits of every global load and store."""
     if target.backend == "cuda":
         pattern = r"\b(ld|st)\.global(?:\.\w+::\w+)*(?:\.v(\d))?\.[bfus](\d+)"
-        found = re.findall(pattern, text)
-        return [(kind, int(count or 1) * int(bits)) for kind, count, bits in found]
+        found = [
+            (kind, int(count or 1) * int(bits)) for kind, count, bits in re.findall(pattern, text)
+        ]
+        # Tiles of matrices are copied to shared memory by loads that state their bytes.
+        copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (\w+)", text)
+        return found + [("ld", 8 * int(n_bytes, 0)) for n_bytes in copies]
     found = re.findall(r"\b(?:buffer|global|flat)_(load|store)_dword(?:x(\d))?\b", text)
     return [(kind, 32 * int(count or 1)) for kind, count in found]
 

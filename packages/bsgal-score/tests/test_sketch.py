@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from bsgal_score import CountSketch, SketchStore, ops, reference
+from bsgal_score.errors import GradientMismatchError, StateMismatchError
+
+NUMELS = [40, 7, 129]
+
+
+def make(seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(n, generator=generator).to(dtype) for n in NUMELS]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("width", [32, 64])
+@pytest.mark.parametrize("impl", ["triton", "torch"])
+def test_agrees_with_the_definition(impl, width, dtype):
+    tensors = make(0, dtype)
+    tensors[1] = None
+    got = ops.sketch(tensors, NUMELS, width=width, seed=3, impl=impl)
+    want = reference.sketch(tensors, NUMELS, width, 3)
+    # At most 9 blocks share a bucket.
+    torch.testing.assert_close(got, want, rtol=0, atol=10 * 2.0**-24 * 9 * 4)
+
+
+def test_inner_products_are_kept_on_average_and_within_the_bound():
+    x, y = (torch.randn(3000, generator=torch.Generator().manual_seed(s)) for s in (0, 1))
+    y = y + 0.5 * x
+    named = [("w", nn.Parameter(torch.zeros(3000)))]
+    errors = []
+    for seed in range(200):
+        sketcher = CountSketch(named, width=128, seed=seed)
+        estimate = sketcher.sketch({"w": x}).double() @ sketcher.sketch({"w": y}).double()
+        errors.append(float(estimate) - float(x.double() @ y.double()))
+    found = torch.tensor(errors)
+    norms = float(x.norm()), float(y.norm())
+    deviation = ((norms[0] * norms[1]) ** 2 + float(x @ y) ** 2) ** 0.5 / 128**0.5
+    assert abs(found.mean()) < 4 * deviation / 200**0.5
+    assert found.std() < 1.2 * deviation
+    assert (found.abs() > sketcher.error_bound(*norms, probability=0.05)).float().mean() <= 0.05
+
+
+def test_sketches_are_linear_and_seeded():
+    named = [("a", nn.Parameter(torch.zeros(5, 8))), ("b", nn.Parameter(torch.zeros(100)))]
+    sketcher = CountSketch(named, width=32, seed=1)
+    a, b = torch.randn(5, 8), torch.randn(100)
+    both = sketcher.sketch({"a": a, "b": b})
+    torch.testing.assert_close(both, sketcher.sketch({"a": a}) + sketcher.sketch({"b": b}))
+    assert torch.equal(both, CountSketch(named, width=32, seed=1).sketch({"a": a, "b": b}))
+    assert not torch.equal(both, CountSketch(named, width=32, seed=2).sketch({"a": a, "b": b}))
+
+
+def test_a_store_scores_against_any_cache_and_grows_over_restarts(tmp_path):
+    named = [("w", nn.Parameter(torch.zeros(1000)))]
+    sketcher = CountSketch(named, width=64, seed=0)
+    gradients = torch.randn(5, 1000)
+    store = SketchStore(tmp_path, sketcher)
+    for i in range(3):
+        store.append(f"unit {i}", sketcher.sketch({"w": gradients[i]}))
+    store = SketchStore(tmp_path, sketcher)
+    for i in range(3, 5):
+        store.append(f"unit {i}", sketcher.sketch({"w": gradients[i]}))
+    query = sketcher.sketch({"w": torch.randn(1000)})
+    expected = torch.stack([sketcher.sketch({"w": g}).double() @ query.double() for g in gradients])
+    torch.testing.assert_close(store.dots(query), expected)
+    assert store.ids == [f"unit {i}" for i in range(5)]
+
+
+@pytest.mark.parametrize("cut", ["row", "row without id", "half an id"])
+def test_a_store_survives_being_killed_while_appending(tmp_path, cut):
+    sketcher = CountSketch([("w", nn.Parameter(torch.zeros(100)))], width=32, seed=0)
+    store = SketchStore(tmp_path, sketcher)
+    for i in range(2):
+        store.append(f"unit {i}", torch.full((32,), float(i)))
+    rows, ids = tmp_path / "sketches.f32", tmp_path / "ids.jsonl"
+    with rows.open("ab") as file:
+        file.write(b"\1" * (60 if cut == "row" else 128))
+    if cut == "half an id":
+        with ids.open("a") as file:
+            file.write('"uni')
+    store = SketchStore(tmp_path, sketcher)
+    assert store.ids == ["unit 0", "unit 1"]
+    store.append("unit 2", torch.full((32,), 2.0))
+    assert store.dots(torch.ones(32)).tolist() == [0.0, 32.0, 64.0]
+    assert rows.stat().st_size == 3 * 128
+    assert [json.loads(line) for line in ids.read_text().splitlines()] == store.ids
+
+
+def test_a_store_belongs_to_one_sketcher(tmp_path):
+    named = [("w", nn.Parameter(torch.zeros(100)))]
+    SketchStore(tmp_path, CountSketch(named, width=32, seed=0))
+    with pytest.raises(StateMismatchError, match="belongs to other sketches"):
+        SketchStore(tmp_path, CountSketch(named, width=32, seed=1))
+
+
+def test_misuse_is_explained(tmp_path):
+    named = [("w", nn.Parameter(torch.zeros(100)))]
+    with pytest.raises(ValueError, match="`width` must be a power of two"):
+        CountSketch(named, width=100, seed=0)
+    sketcher = CountSketch(named, width=32, seed=0)
+    with pytest.raises(GradientMismatchError, match="'v' is not part of this sketch"):
+        sketcher.sketch({"v": torch.zeros(1)})
+    with pytest.raises(GradientMismatchError, match=r"'w' must have shape \(100,\)"):
+        sketcher.sketch({"w": torch.zeros(1)})
+    with pytest.raises(GradientMismatchError, match="no gradient to sketch"):
+        sketcher.sketch({})
+    store = SketchStore(tmp_path, sketcher)
+    with pytest.raises(ValueError, match=r"must be finite and of shape \(32,\)"):
+        store.append("x", torch.full((32,), float("nan")))
+    assert store.dots(torch.zeros(32)).shape == (0,)
