@@ -1,0 +1,41 @@
+"""State what the compiled Triton kernels use: registers, spills, width of loads, bytes per element.
+
+Compiled ahead of time, so no GPU is needed and nothing is timed. The headline is that of the cache
+update with dot product and norms; every variant has its row.
+
+`python benchmarks/bench_score_kernels.py` writes `benchmarks/results/score_kernels.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from _harness import require_tests, write_result
+
+HEADLINE_KERNEL = "cache_update_dot/update_score"
+
+
+def main() -> None:
+    """Compile every variant for every target and write the result."""
+    require_tests("packages/bsgal-score/tests/test_kernel_resources.py")
+    # In a process without the interpreter, which would take the place of the compiler.
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    output = subprocess.run(
+        [sys.executable, "-m", "bsgal_score.kernels.resources"],
+        env=environment, check=True, stdout=subprocess.PIPE, text=True,
+    ).stdout  # fmt: skip
+    rows = [json.loads(line) for line in output.splitlines()]
+    headline = {
+        f"{row['target']}_{key}": row[key]
+        for row in rows
+        if row["kernel"] == HEADLINE_KERNEL
+        for key in ("spills", "bytes_per_element", "load_bits")
+    }
+    write_result("score_kernels", rows=rows, headline=headline, libraries=("torch", "triton"))
+
+
+if __name__ == "__main__":
+    main()
