@@ -25,17 +25,6 @@ from bsgal_train.recipe import (
 
 torch.set_num_threads(1)
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    for exception in (
-        # pycocotools 2.0.11 decodes with a signature of __array__ that NumPy 2 deprecates.
-        "ignore:__array__ implementation:DeprecationWarning",
-        # Python 3.12 warns when loader processes are forked beside PyTorch's threads.
-        "ignore:This process .* is multi-threaded:DeprecationWarning",
-    ):
-        config.addinivalue_line("filterwarnings", exception)
-
-
 SIDE_PX = 64
 CATEGORIES = {
     3: ("red_box", (220, 30, 30)),

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from detectron2.structures import Instances
 from torch.nn import functional
 
 from bsgal_train.detector import build_detector, training_losses
@@ -81,11 +80,11 @@ def test_candidate_loss_of_all_objects_plus_background_is_the_training_loss(
     """The same proposals are sampled in the scoring pass and in the training step."""
     mark_pasted(tiny_inputs, [0, 1])
     loss = candidate_loss(detector, tiny_inputs, "fp32", seed=5)
-    sampled: list[Instances] = []
+    sampled: list[Any] = []
     losses = type(detector.roi_heads.box_predictor).losses
     n_classes = detector.roi_heads.num_classes
 
-    def spy(self: Any, predictions: Any, proposals: list[Instances]) -> Any:
+    def spy(self: Any, predictions: Any, proposals: list[Any]) -> Any:
         sampled.extend(proposals)
         spied.append(predictions[0].detach())
         return losses(self, predictions, proposals)
