@@ -55,10 +55,10 @@ def selected_run(
 
 def test_every_image_becomes_one_row_of_the_pool(image_set: Path, pool: Path) -> None:
     images, instances = rows_of(image_set / "manifest.jsonl"), rows_of(pool / "manifest.jsonl")
-    assert len(instances) == 8 * 3
+    assert len(images) == len(instances) > 0
     assert {row["sample_id"] for row in images} == {row["sample_id"] for row in instances}
     kept = [row for row in instances if row["status"] == "kept"]
-    assert len(kept) >= 12, "most drawings on a plain background can be cut out"
+    assert len(kept) > len(instances) / 2, "most drawings on a plain background can be cut out"
     assert all((pool / str(row["file"])).is_file() for row in kept)
 
 
@@ -105,7 +105,7 @@ def test_real_photographs_train_and_evaluate_with_the_same_commands(
     annotations = json.loads((coco_mini / "lvis_train.json").read_text(encoding="utf-8"))
     names = {category["id"]: category["name"] for category in annotations["categories"]}
     assert {names[category_id] for category_id in judged} <= {
-        "broccoli", "carrot", "pizza", "umbrella", "zebra", "elephant", "clock", "cake",
+        "broccoli", "carrot", "pizza", "umbrella", "elephant", "clock", "cake",
     }  # fmt: skip
     options = [part for setting in coco_mini_settings(coco_mini) for part in ("--set", setting)]
     evaluate = ["eval", "--recipe", "coco_mini", "--detector", str(folder), *options]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from bsgal_generate import ImagePipeline
 
-settings.register_profile("bsgal", deadline=None, print_blob=True)
+settings.register_profile("bsgal", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("bsgal")
 
 Fault = Callable[[str, int], str | None]

@@ -14,7 +14,7 @@ from hypothesis import settings
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-settings.register_profile("bsgal", deadline=None, print_blob=True)
+settings.register_profile("bsgal", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("bsgal")
 cv2.setNumThreads(1)
 

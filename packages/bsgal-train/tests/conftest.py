@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.recipe import (
@@ -24,6 +25,8 @@ from bsgal_train.recipe import (
 )
 
 torch.set_num_threads(1)
+settings.register_profile("bsgal", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("bsgal")
 
 SIDE_PX = 64
 CATEGORIES = {
