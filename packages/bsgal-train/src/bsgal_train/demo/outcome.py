@@ -65,7 +65,7 @@ def demo_report(out_dir: Path, settings: DemoSettings, records: Sequence[StageRe
     decisions = read_decisions(out_dir / "paper" / "decisions").to_pylist()
     instances = list(_judged_instances(out_dir, decisions))
     accepted = [one for one in instances if one.times_accepted == one.times_judged]
-    rejected = [one for one in instances if one.times_accepted == 0]
+    rejected = [one for one in instances if one.times_accepted < one.times_judged]
     accepted.sort(key=lambda one: -one.contribution)
     rejected.sort(key=lambda one: one.contribution)
     return Report(

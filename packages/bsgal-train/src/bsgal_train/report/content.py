@@ -79,7 +79,9 @@ class Report:
     verdict_note: str
     """What one verdict covers (a batch, an image or an instance), in a sentence."""
     best_accepted: Sequence[JudgedInstance] = ()
+    """Instances that were accepted every time, in the order to show."""
     worst_rejected: Sequence[JudgedInstance] = ()
+    """Instances that were rejected at least once, in the order to show."""
     steps: Sequence[JudgedStep] = ()
     stages: Sequence[StageTime] = ()
     facts: Sequence[Fact] = field(default_factory=tuple)
