@@ -22,6 +22,8 @@ SHARED = ROOT / ".nox" / "shared"
 CHECKED = ["packages", "benchmarks", "integration_tests", "models", "noxfile.py"]
 TOOLS = ["pytest", "hypothesis", "ruff", "mypy", "hatchling", "editables", "packaging"]
 EXTRAS = {"bsgal-mask": "[u2net]", "bsgal-train": "[builtin]"}
+# Benchmarks that time what a user would pick instead: benchmarks/requirements.txt.
+NEEDS_PEERS = {"score_peers", "score_offline", "paste_speed"}
 
 nox.options.sessions = ["lint", "types", "tests"]
 nox.needs_version = ">=2024.4.15"
@@ -130,8 +132,18 @@ def bench(session: nox.Session) -> None:
     if not chosen:
         session.error(f"name a benchmark after `--`; there are: {', '.join(known)}")
     python = shared_python(session)
+    if any(name in NEEDS_PEERS for name in chosen):
+        constraint = ["--constraint", str(ROOT / "constraints.txt")]
+        pip = [python, "-m", "pip", "install", "--quiet", *constraint]
+        session.run(*pip, "--requirement", "benchmarks/requirements.txt", external=True)
     for name in chosen:
         session.run(python, f"benchmarks/bench_{name}.py", *options, external=True)
+
+
+@nox.session(venv_backend="none", default=False)
+def tables(session: nox.Session) -> None:
+    """Fill the tables of every README from benchmarks/results."""
+    session.run(shared_python(session), "benchmarks/tables.py", *session.posargs, external=True)
 
 
 @nox.session(venv_backend="none", default=False)
