@@ -3,7 +3,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bsgal_paste import CategoryBalancedSampler, InstancePool
+from bsgal_paste import (
+    CategoryBalancedSampler,
+    CategoryWeightedSampler,
+    Cooccurrence,
+    FixedSampler,
+    FrequencyGroups,
+    InstancePool,
+    RepeatFactors,
+    UniformSampler,
+)
 
 NONE = np.zeros(0, dtype=np.int64)
 # 99.9 % quantiles of chi-square with 3, 9 and 19 degrees of freedom.
@@ -65,3 +74,104 @@ def test_an_empty_pool_gives_nothing():
 def test_a_range_without_counts_is_refused(count_range):
     with pytest.raises(ValueError, match="`count_range` must be"):
         CategoryBalancedSampler(pool_with_counts(1), count_range=count_range)
+
+
+def lvis() -> dict:
+    """Ten images: 10 in all, 20 in the first four, 30 in the first; 40 in none."""
+    holds = {10: range(10), 20: range(4), 30: range(1)}
+    pairs = [(image, category) for category, images in holds.items() for image in images]
+    return {
+        "images": [{"id": i, "width": 9, "height": 9} for i in range(10)],
+        "annotations": [
+            {"id": n, "image_id": image, "category_id": category, "bbox": [0, 0, 1, 1]}
+            for n, (image, category) in enumerate(pairs)
+        ],
+        "categories": [
+            {"id": c, "name": str(c), "frequency": group}
+            for c, group in zip((10, 20, 30, 40), "fcrr", strict=True)
+        ],
+    }
+
+
+def test_uniform_draws_every_instance_equally_often():
+    pool = pool_with_counts(1, 3, 6)
+    sampler, rng = UniformSampler(pool), np.random.default_rng(0)
+    drawn = np.concatenate([sampler.sample(rng, NONE) for _ in range(500)])
+    assert chi_square(np.bincount(drawn, minlength=10)) < CHI2_9
+    empty = UniformSampler(InstancePool.from_arrays([], []))
+    assert len(empty.sample(rng, NONE)) == 0
+
+
+def test_weights_steer_the_categories_and_may_change_between_draws():
+    pool = pool_with_counts(5, 1, 9)
+    weights = np.array([0.0, 1.0, 3.0])
+    sampler = CategoryWeightedSampler(pool, lambda categories, target: weights)
+    rng = np.random.default_rng(0)
+    drawn = np.concatenate([sampler.sample(rng, NONE) for _ in range(800)])
+    counts = np.bincount(pool.category_ids_of(drawn) // 10, minlength=4)[1:]
+    assert counts[0] == 0
+    assert counts[2] / counts[1] == pytest.approx(3, rel=0.1)
+    weights[:] = 0
+    assert len(sampler.sample(rng, NONE)) == 0
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [([1.0], "one per category"), ([1.0, -1.0], "at least 0"), ([1.0, np.nan], "finite")],
+)
+def test_weights_that_make_no_sense_are_refused(weights, message):
+    sampler = CategoryWeightedSampler(pool_with_counts(1, 1), lambda *_: np.array(weights))
+    with pytest.raises(ValueError, match=message):
+        sampler.sample(np.random.default_rng(0), NONE)
+
+
+def test_frequency_groups_draw_from_no_other():
+    pool = pool_with_counts(2, 2, 2, 2)
+    weights = FrequencyGroups.from_annotations(lvis(), ["r"])
+    assert weights(pool.category_ids, NONE).tolist() == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match=r"groups \['x'\]; the annotations have \['c', 'f', 'r'\]"):
+        FrequencyGroups.from_annotations(lvis(), ["x"])
+
+
+def test_repeat_factors_follow_the_published_formula():
+    weights = RepeatFactors.from_annotations(lvis(), threshold=0.4)
+    ids = np.array([10, 20, 30, 40, 99])
+    # sqrt(0.4 / 0.1) = 2 for one image of ten; a category in none counts as in one.
+    np.testing.assert_allclose(weights(ids, NONE), [1, 1, 2, 2, 1])
+    with pytest.raises(ValueError, match="`threshold` must be positive"):
+        RepeatFactors.from_annotations(lvis(), threshold=0)
+    with pytest.raises(ValueError, match="got 0 for category 10"):
+        RepeatFactors({10: 0})
+
+
+def test_cooccurrence_weighs_by_shared_images():
+    weights = Cooccurrence.from_annotations(lvis())
+    ids = np.array([10, 20, 30, 40])
+    np.testing.assert_allclose(weights(ids, np.array([10, 10])), [0, 0.4, 0.1, 0])
+    np.testing.assert_allclose(weights(ids, np.array([10, 20])), [1, 0.4, 0.35, 0])
+    assert weights(ids, NONE).sum() == 0
+
+
+def test_a_fixed_list_is_pasted_as_given():
+    pool = pool_with_counts(3, 4)
+    wanted = ["memory-5", "memory-0", "memory-5"]
+    sampler = FixedSampler(pool, wanted)
+    drawn = sampler.sample(np.random.default_rng(0), NONE)
+    assert [pool.instance_id(i) for i in drawn] == wanted
+    with pytest.raises(ValueError, match="no instance 'memory-7'"):
+        FixedSampler(pool, ["memory-7"])
+
+
+def test_a_fixed_list_survives_a_caller_that_changes_what_it_got():
+    sampler, rng = FixedSampler(pool_with_counts(2), ["memory-1"]), np.random.default_rng(0)
+    sampler.sample(rng, NONE)[:] = 0
+    assert sampler.sample(rng, NONE).tolist() == [1]
+
+
+def test_an_instance_is_found_where_matching_put_it():
+    pool = pool_with_counts(3, 4)
+    named = [(20, pool.category_names[10]), (5, pool.category_names[20])]
+    matched = pool.match([{"id": i, "name": name, "synonyms": []} for i, name in named])
+    assert matched.instance_id(0) != pool.instance_id(0), "the categories change places"
+    for position in range(len(matched)):
+        assert matched.position_of(matched.instance_id(position)) == position

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -219,6 +220,20 @@ class InstancePool:
     def instance_id(self, position: int) -> str:
         """Give the instance id at a position."""
         return self._index.instance_ids[self._row(position)]
+
+    def position_of(self, instance_id: str) -> int:
+        """Find an instance, by bisection in each category.
+
+        Raises:
+            ValueError: The pool has no such instance.
+        """
+        own = self._segments
+        for start, length, stop in zip(own.starts, own.lengths, self._stops, strict=True):
+            rows = range(int(start), int(start + length))
+            found = bisect_left(rows, instance_id, key=self._index.instance_ids.__getitem__)
+            if found < length and self._index.instance_ids[rows[found]] == instance_id:
+                return int(stop - length) + found
+        raise ValueError(f"the pool has no instance {instance_id!r}")
 
     def read(self, position: int) -> PoolInstance:
         """Read one instance's image.
