@@ -55,6 +55,7 @@ class StubPipeline:
         guidance_scale: float = 7.5,
         negative_prompt: list[str] | None = None,
         output_type: str = "pil",
+        brightness: float = 0.0,
     ) -> SimpleNamespace:
         import torch
 
@@ -68,6 +69,7 @@ class StubPipeline:
         for image, p, fault in zip(images, prompt, faults, strict=True):
             image += sum(map(ord, p)) % 97 / 97
             image /= 2
+            image += brightness
             if fault == "nan":
                 image[0, 0, 0] = np.nan
             elif fault in ("blank", "flag"):

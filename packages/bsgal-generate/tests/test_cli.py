@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bsgal_generate import GenerationProgress, ImageSet, SamplingConfig
-from bsgal_generate.cli import _parser, main
+from bsgal_generate.cli import _parser, _sampling, main
 from bsgal_generate.progress import TextProgress, format_duration
 
 
@@ -126,11 +126,17 @@ def test_flags_agree_with_the_config() -> None:
     required = ["--categories", "c", "--images-per-category", "1", "--out", "o"]
     options = _parser().parse_args(["run", *required])
     for field in fields(SamplingConfig):
-        assert getattr(options, field.name) == field.default
+        expected = [] if field.name == "pipeline_arguments" else field.default
+        assert getattr(options, field.name) == expected
     given = _parser().parse_args(
         ["run", *required, "--height", "8", "--guidance-scale", "2", "--blank-std", "3"]
     )
     assert (given.height, given.guidance_scale, given.blank_std) == (8, 2.0, 3.0)
+    further = ["--pipeline-argument", "eta=0.5", "--pipeline-argument", 'extra={"a": 1}']
+    options = _parser().parse_args(["run", *required, *further])
+    assert _sampling(options).pipeline_arguments == {"eta": 0.5, "extra": {"a": 1}}
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["run", *required, "--pipeline-argument", "eta"])
 
 
 @pytest.mark.parametrize(
@@ -142,10 +148,14 @@ def test_flags_agree_with_the_config() -> None:
         {"guidance_scale": float("nan")},
         {"max_redraws": -1},
         {"blank_std": float("inf")},
+        {"pipeline_arguments": {"generator": 3}},
+        {"pipeline_arguments": {"height": 64}},
+        {"pipeline_arguments": {"eta": float("nan")}},
+        {"pipeline_arguments": {"original_size": (64, 64)}},
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=f"`{next(iter(settings))}` must be"):
+    with pytest.raises(ValueError, match=f"`{next(iter(settings))}` must "):
         SamplingConfig(**settings)
 
 

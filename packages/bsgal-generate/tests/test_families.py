@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from bsgal_generate import Category, GenerationPlan, SamplingConfig, generate, load_pipeline, verify
+from bsgal_generate import (
+    Category,
+    GenerationPlan,
+    ImagePipeline,
+    SamplingConfig,
+    generate,
+    load_pipeline,
+    verify,
+)
 
 PLAN = GenerationPlan(
     categories=(Category(1, "apple"), Category(2, "bus_(vehicle)")), images_per_category=2
@@ -24,13 +33,13 @@ def clip_encoder(config: dict[str, Any], *, projected: bool = True) -> Any:
     return kind(CLIPTextConfig(**config)).eval()
 
 
-def t5() -> tuple[Any, Any]:
+def t5(width: int = 32) -> tuple[Any, Any]:
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *map(chr, range(33, 127))]
     tokenizer = T5Tokenizer(vocab=[(piece, -1.0) for piece in pieces], extra_ids=0)
     config = T5Config(
-        vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=4
+        vocab_size=len(pieces), d_model=width, d_kv=8, d_ff=37, num_layers=1, num_heads=4
     )
     return T5EncoderModel(config).eval(), tokenizer
 
@@ -79,6 +88,38 @@ def build_sdxl(tokenizer: Any, clip: dict[str, Any]) -> Any:
             norm_num_groups=4,
         ),
         scheduler=EulerDiscreteScheduler(steps_offset=1, timestep_spacing="leading"),
+    )
+
+
+def build_sd3(tokenizer: Any, clip: dict[str, Any]) -> Any:
+    from diffusers import (
+        FlowMatchEulerDiscreteScheduler,
+        SD3Transformer2DModel,
+        StableDiffusion3Pipeline,
+    )
+
+    text_encoder_3, tokenizer_3 = t5(64)
+    return StableDiffusion3Pipeline(
+        vae=autoencoder(4),
+        text_encoder=clip_encoder(clip),
+        text_encoder_2=clip_encoder(clip),
+        text_encoder_3=text_encoder_3,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer,
+        tokenizer_3=tokenizer_3,
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=1,
+            in_channels=4,
+            num_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=64,
+            caption_projection_dim=32,
+            pooled_projection_dim=64,
+            out_channels=4,
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
     )
 
 
@@ -144,7 +185,52 @@ def build_deepfloyd(tokenizer: Any, clip: dict[str, Any]) -> Any:
     )
 
 
-@pytest.mark.parametrize("build", [build_sdxl, build_flux, build_deepfloyd])
+def test_negative_prompt_that_flux_would_pass_over_is_refused(
+    clip_tokenizer: Any, clip_text_config: dict[str, Any]
+) -> None:
+    pipeline = ImagePipeline(build_flux(clip_tokenizer, clip_text_config), "flux")
+    plan = GenerationPlan(categories=PLAN.categories, images_per_category=1, negative_prompt="text")
+    fast = SamplingConfig(num_inference_steps=1, height=16, width=16)
+    with pytest.raises(ValueError, match=r"unless true_cfg_scale is above 1, got 1\.0"):
+        pipeline.draw(list(plan), fast)
+    guided = replace(fast, pipeline_arguments={"true_cfg_scale": 2.0})
+    assert pipeline.draw(list(plan), guided).pixels.shape == (2, 16, 16, 3)
+
+
+@pytest.mark.parametrize("build", [build_sdxl, build_sd3, build_deepfloyd])
+def test_negative_prompt_without_guidance_is_refused(
+    build: Callable[[Any, dict[str, Any]], Any],
+    clip_tokenizer: Any,
+    clip_text_config: dict[str, Any],
+) -> None:
+    torch.manual_seed(0)
+    pipeline = ImagePipeline(build(clip_tokenizer, clip_text_config), "model")
+    config = SamplingConfig(num_inference_steps=2, height=16, width=16, guidance_scale=1.0)
+    plain, negative = (
+        list(GenerationPlan(categories=PLAN.categories, images_per_category=1, negative_prompt=n))
+        for n in (None, "text")
+    )
+    with pytest.raises(ValueError, match=r"unless guidance_scale is above 1, got 1\.0"):
+        pipeline.draw(negative, config)
+    # What makes the refusal right: the pipeline would draw the same with it, and not with guidance.
+    for guidance, counts in ((1.0, False), (5.0, True)):
+        arguments = {
+            "prompt": [sample.prompt for sample in plain],
+            "num_inference_steps": 2, "height": 16, "width": 16,
+            "guidance_scale": guidance, "output_type": "np",
+        }  # fmt: skip
+        first, second = (
+            pipeline.pipeline(
+                **arguments,
+                negative_prompt=negative_prompt,
+                generator=[torch.Generator().manual_seed(i) for i in range(2)],
+            ).images
+            for negative_prompt in (None, ["many words"] * 2)
+        )
+        assert bool(np.any(first != second)) is counts
+
+
+@pytest.mark.parametrize("build", [build_sdxl, build_sd3, build_flux, build_deepfloyd])
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
 def test_family_loads_draws_and_verifies(
     build: Callable[[Any, dict[str, Any]], Any],

@@ -17,6 +17,7 @@ from bsgal_generate import (
     ImageSet,
     SamplingConfig,
     generate,
+    verify,
 )
 from bsgal_generate.errors import ConfigChangedError, OutOfMemoryError
 
@@ -216,6 +217,36 @@ def test_progress_tells_counts_speed_and_time_left(
     states.clear()
     generate(make_plan(), pipeline, tmp_path, batch_size=5, progress=states.append)
     assert [(s.n_done, s.n_drawn) for s in states] == [(12, 0)]
+
+
+def test_setting_the_pipeline_does_not_take_is_refused_before_anything_is_written(
+    make_stub: MakeStub, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    config = SamplingConfig(pipeline_arguments={"eta": 0.5})
+    with pytest.raises(ValueError, match="StubPipeline does not take eta"):
+        generate(make_plan(), make_stub()[0], tmp_path / "set", config=config)
+    assert not (tmp_path / "set").exists()
+
+
+def test_further_arguments_reach_the_pipeline_and_are_recorded(
+    make_stub: MakeStub, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    plain = generate(make_plan(), make_stub()[0], tmp_path / "plain")
+    config = SamplingConfig(pipeline_arguments={"brightness": 0.25})
+    brighter = generate(make_plan(), make_stub()[0], tmp_path / "brighter", config=config)
+    for before, after in zip(plain, brighter, strict=True):
+        assert brighter.read_image(after).mean() > plain.read_image(before).mean()
+    recorded = brighter.meta["config"]["sampling"]
+    assert recorded["pipeline_arguments"] == {"brightness": 0.25}
+    assert "pipeline_arguments" not in plain.meta["config"]["sampling"]
+    assert verify(brighter, make_stub()[0]).largest_difference == 0
+    with pytest.raises(ConfigChangedError, match=r"pipeline_arguments\.brightness was 0\.25"):
+        generate(
+            make_plan(),
+            make_stub()[0],
+            tmp_path / "brighter",
+            config=SamplingConfig(pipeline_arguments={"brightness": 0.5}),
+        )
 
 
 def test_bad_batch_size_is_refused(

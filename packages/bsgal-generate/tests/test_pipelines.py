@@ -4,6 +4,7 @@ import inspect
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -166,6 +167,62 @@ def test_settings_a_pipeline_does_not_take_are_refused() -> None:
     pipeline = ImagePipeline(NoNegativePrompt(), "other")
     with pytest.raises(ValueError, match=r"NoNegativePrompt does not take negative_prompt, width"):
         pipeline.draw(list(plan), SamplingConfig(width=8))
+
+
+def test_guidance_that_a_pipeline_leaves_open_stays_open(tmp_path: Path) -> None:
+    class Open:
+        components: dict[str, Any] = {}  # noqa: RUF012
+        scheduler = SimpleNamespace(config={})
+        device = dtype = "cpu"
+        seen: list[Any] = []  # noqa: RUF012
+
+        def set_progress_bar_config(self, *, disable: bool) -> None:
+            pass
+
+        def __call__(
+            self,
+            prompt: list[str],
+            generator: Any,
+            num_inference_steps: int = 3,
+            guidance_scale: float | None = None,
+            output_type: str = "pil",
+        ) -> Any:
+            self.seen.append(guidance_scale)
+            images = [torch.rand(4, 4, 3, generator=g).numpy() for g in generator]
+            return SimpleNamespace(images=np.stack(images))
+
+    pipeline = ImagePipeline(Open(), "open")
+    assert pipeline.resolve(SamplingConfig()) == (3, None)
+    image_set = generate(PLAN, pipeline, tmp_path)
+    assert {row.guidance_scale for row in image_set} == {None}
+    pipeline.draw(list(PLAN)[:1], SamplingConfig(guidance_scale=2))
+    assert pipeline.pipeline.seen == [None, 2.0]
+
+
+def test_number_of_steps_that_nobody_gives_is_an_error(pipeline: ImagePipeline) -> None:
+    no_steps = ImagePipeline(pipeline.pipeline, "open", defaults={"num_inference_steps": None})
+    with pytest.raises(ValueError, match="no default for num_inference_steps; give one"):
+        no_steps.resolve(SamplingConfig())
+
+
+def test_negative_prompt_is_refused_where_guidance_was_distilled() -> None:
+    class Distilled:
+        components: dict[str, Any] = {}  # noqa: RUF012
+        unet = SimpleNamespace(config=SimpleNamespace(time_cond_proj_dim=256))
+
+        def set_progress_bar_config(self, *, disable: bool) -> None:
+            pass
+
+        def __call__(
+            self,
+            negative_prompt: Any = None,
+            num_inference_steps: int = 1,
+            guidance_scale: float = 8.5,
+        ) -> None:
+            pass
+
+    with pytest.raises(ValueError, match="lcm ignores negative prompts"):
+        ImagePipeline(Distilled(), "lcm").check(SamplingConfig(), "text")
 
 
 @pytest.mark.parametrize(

@@ -50,10 +50,12 @@ def generate(
     Raises:
         ConfigChangedError: The folder holds a set made otherwise; the message names the difference.
         ImageSetError: The folder cannot be written or its manifest is damaged.
+        ValueError: The pipeline does not take one of the settings; nothing has been written then.
         OutOfMemoryError: A single image does not fit into memory.
     """
     config = config or SamplingConfig()
     drawer = BatchDrawer(pipeline, config, batch_size)
+    pipeline.check(config, plan.negative_prompt)
     with ImageSetWriter(out_dir, _meta(plan, pipeline, config, batch_size)) as writer:
         recorder = _Recorder(writer, ImageSet.open(out_dir), len(plan), config, progress)
         for attempt in range(config.max_redraws + 1):
@@ -159,6 +161,12 @@ def _meta(
                 "width": config.width,
                 "max_redraws": config.max_redraws,
                 "blank_std": config.blank_std,
+                # Left out where there are none, as in sets that were begun before these existed.
+                **(
+                    {"pipeline_arguments": dict(config.pipeline_arguments)}
+                    if config.pipeline_arguments
+                    else {}
+                ),
             },
             "pipeline": pipeline.describe(),
         },

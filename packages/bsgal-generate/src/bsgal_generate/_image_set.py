@@ -40,7 +40,7 @@ class ImageRow:
         model: The pipeline's id.
         scheduler: Class name of the scheduler.
         num_inference_steps: Denoising steps.
-        guidance_scale: Strength of the prompt.
+        guidance_scale: Strength of the prompt; None where the pipeline has no such setting.
         height: Height in pixels.
         width: Width in pixels.
         file: Path relative to the set's root, with forward slashes; None if no image was kept.
@@ -61,7 +61,7 @@ class ImageRow:
     model: str
     scheduler: str
     num_inference_steps: int
-    guidance_scale: float
+    guidance_scale: float | None
     height: int
     width: int
     file: str | None

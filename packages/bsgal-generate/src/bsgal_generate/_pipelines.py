@@ -86,14 +86,29 @@ class ImagePipeline:
             "scheduler": {"class": self.scheduler_name, **settings},
         }
 
-    def resolve(self, config: SamplingConfig) -> tuple[int, float]:
-        """Return steps and guidance scale; the pipeline's defaults stand in for None."""
+    def resolve(self, config: SamplingConfig) -> tuple[int, float | None]:
+        """Return steps and guidance scale; the pipeline's defaults stand in for None.
+
+        The guidance scale is None where the pipeline has no such setting, or leaves it open.
+
+        Raises:
+            ValueError: The pipeline leaves the number of steps open and the config does, too.
+        """
         steps = config.num_inference_steps or self._default("num_inference_steps")
+        if steps is None:
+            raise ValueError(
+                f"{type(self.pipeline).__name__} has no default for num_inference_steps; give one"
+            )
         guidance = config.guidance_scale
-        return steps, float(self._default("guidance_scale") if guidance is None else guidance)
+        guidance = self._default("guidance_scale") if guidance is None else guidance
+        return int(steps), None if guidance is None else float(guidance)
 
     def _default(self, name: str) -> Any:
-        return self._defaults.get(name, self._parameters[name].default)
+        if name in self._defaults:
+            return self._defaults[name]
+        parameter = self._parameters.get(name)
+        has_default = parameter is not None and parameter.default is not inspect.Parameter.empty
+        return parameter.default if parameter is not None and has_default else None
 
     def draw(self, samples: Sequence[Sample], config: SamplingConfig) -> Drawing:
         """Draw one image per sample, each from its own generator.
@@ -108,24 +123,15 @@ class ImagePipeline:
         Raises:
             ValueError: The pipeline does not take one of the settings.
         """
-        steps, guidance = self.resolve(config)
-        arguments: dict[str, Any] = {
+        self.check(config, samples[0].negative_prompt)
+        arguments = {
             "prompt": [sample.prompt for sample in samples],
             "generator": [torch.Generator("cpu").manual_seed(s.seed) for s in samples],
-            "num_inference_steps": steps,
-            "guidance_scale": guidance,
             "output_type": "np",
+            **self._settings(config),
         }
         if samples[0].negative_prompt is not None:
             arguments["negative_prompt"] = [sample.negative_prompt for sample in samples]
-        if config.height is not None:
-            arguments["height"] = config.height
-        if config.width is not None:
-            arguments["width"] = config.width
-        if unknown := arguments.keys() - self._parameters.keys():
-            raise ValueError(
-                f"{type(self.pipeline).__name__} does not take {', '.join(sorted(unknown))}"
-            )
         with guarded_decoder(self.pipeline) as decoded:
             output = self.pipeline(**arguments)
         flagged = getattr(output, "nsfw_content_detected", None)
@@ -136,6 +142,61 @@ class ImagePipeline:
             nonfinite=tuple(i in decoded.nonfinite for i in positions),
             decoded_again=tuple(i in decoded.decoded_again for i in positions),
         )
+
+    def check(self, config: SamplingConfig, negative_prompt: str | None) -> None:
+        """Check that the pipeline takes the settings and heeds the negative prompt.
+
+        Args:
+            config: The sampling settings.
+            negative_prompt: What to steer away from, or None.
+
+        Raises:
+            ValueError: It does not.
+        """
+        given = set(self._settings(config))
+        if negative_prompt is not None:
+            given |= {"negative_prompt"}
+        if unknown := given - self._parameters.keys():
+            raise ValueError(
+                f"{type(self.pipeline).__name__} does not take {', '.join(sorted(unknown))}"
+            )
+        if negative_prompt is not None:
+            self._check_negative_prompt_counts(config)
+
+    def _settings(self, config: SamplingConfig) -> dict[str, Any]:
+        steps, guidance = self.resolve(config)
+        settings: dict[str, Any] = {
+            "num_inference_steps": steps,
+            "guidance_scale": guidance,
+            "height": config.height,
+            "width": config.width,
+        }
+        given = {name: value for name, value in settings.items() if value is not None}
+        return given | dict(config.pipeline_arguments)
+
+    def _check_negative_prompt_counts(self, config: SamplingConfig) -> None:
+        """Refuse a negative prompt that the pipeline would pass over in silence.
+
+        Most pipelines do so unless `guidance_scale` is above 1; Flux and its kin, for which that
+        is another thing, unless `true_cfg_scale` is.
+        """
+        name = "true_cfg_scale" if "true_cfg_scale" in self._parameters else "guidance_scale"
+        if name == "guidance_scale":
+            scale = self.resolve(config)[1]
+        else:
+            scale = config.pipeline_arguments.get(name, self._default(name))
+        if scale is not None and scale <= 1:
+            where = "" if name == "guidance_scale" else " in `pipeline_arguments`"
+            raise ValueError(
+                f"{type(self.pipeline).__name__} ignores a negative prompt unless {name} is above "
+                f"1, got {scale}; give a larger one{where}, or no negative prompt"
+            )
+        denoiser = getattr(self.pipeline, "unet", None)
+        if getattr(getattr(denoiser, "config", None), "time_cond_proj_dim", None) is not None:
+            raise ValueError(
+                f"{self.model_id} ignores negative prompts: its guidance was distilled into the "
+                "model (latent consistency); give no negative prompt"
+            )
 
 
 def tiny_pipeline_path() -> Path:

@@ -146,7 +146,18 @@ def _template(text: str) -> PromptTemplate:
 
 
 def _sampling(options: argparse.Namespace) -> SamplingConfig:
-    return SamplingConfig(**{f.name: getattr(options, f.name) for f in fields(SamplingConfig)})
+    values = {f.name: getattr(options, f.name) for f in fields(SamplingConfig)}
+    return SamplingConfig(**values | {"pipeline_arguments": dict(options.pipeline_arguments)})
+
+
+def _pipeline_argument(text: str) -> tuple[str, object]:
+    name, equals, value = text.partition("=")
+    try:
+        return name, json.loads(value if equals else "")
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be NAME=JSON, for example true_cfg_scale=4.0; got {text!r}"
+        ) from None
 
 
 def _pipeline(options: argparse.Namespace) -> ImagePipeline:
@@ -265,11 +276,21 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         "max_redraws": "redraws of a flagged, blank or non-finite image (default: %(default)s)",
         "blank_std": "least standard deviation of an image in grey levels (default: %(default)s)",
     }
-    for field in fields(SamplingConfig):
+    defaults = SamplingConfig()
+    for name, text in helps.items():
         parser.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=float if "float" in str(field.type) else int,
-            default=field.default,
+            f"--{name.replace('_', '-')}",
+            type=float if name in ("guidance_scale", "blank_std") else int,
+            default=getattr(defaults, name),
             metavar="N",
-            help=helps[field.name],
+            help=text,
         )
+    parser.add_argument(
+        "--pipeline-argument",
+        dest="pipeline_arguments",
+        type=_pipeline_argument,
+        action="append",
+        default=[],
+        metavar="NAME=JSON",
+        help="further argument of the pipeline's call, for example true_cfg_scale=4.0",
+    )

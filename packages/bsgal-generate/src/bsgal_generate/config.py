@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_SET_ELSEWHERE = (
+    "prompt",
+    "negative_prompt",
+    "generator",
+    "output_type",
+    "num_images_per_prompt",
+    "return_dict",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +43,19 @@ class SamplingConfig:
     blank_std: float = 1.0
     """An image is blank if no colour channel's standard deviation reaches this, in grey levels."""
 
+    pipeline_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Further arguments of the pipeline's call, JSON values, such as `{"true_cfg_scale": 4.0}`."""
+
     def __post_init__(self) -> None:
+        for name, value in self.pipeline_arguments.items():
+            if name in _SET_ELSEWHERE or name in self.__slots__:
+                raise ValueError(
+                    f"`pipeline_arguments` must not hold {name!r}; it is set elsewhere"
+                )
+            if not _is_json(value):
+                raise ValueError(
+                    f"`pipeline_arguments` must hold JSON values, got {value!r} for {name!r}"
+                )
         for name in ("num_inference_steps", "height", "width"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):
@@ -46,3 +70,11 @@ class SamplingConfig:
             raise ValueError(
                 f"`blank_std` must be at least 0 and finite, in grey levels, got {self.blank_std!r}"
             )
+
+
+def _is_json(value: object) -> bool:
+    """Return whether a value is the same after it was written to a file and read again."""
+    try:
+        return bool(json.loads(json.dumps(value, allow_nan=False)) == value)
+    except (TypeError, ValueError):
+        return False
