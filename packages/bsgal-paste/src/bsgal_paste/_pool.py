@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bsgal_paste._arrays import ByteArray, IntArray
+from bsgal_paste._index_file import open_index
 from bsgal_paste._instance_images import ArrayImages, FileImages, InstanceImages
 from bsgal_paste._names import CategoryLike, NameMatcher, category_names
-from bsgal_paste._pool_index import PoolIndex, StringTable, read_pool_index, read_pool_meta
+from bsgal_paste._pool_index import PoolIndex, StringTable, read_pool_meta
 from bsgal_paste.errors import EmptyPoolError, NoCommonCategoryError
 
 _log = logging.getLogger(__name__)
@@ -115,6 +116,9 @@ class InstancePool:
     ) -> InstancePool:
         """Open a pool folder as written by `bsgal-mask`.
 
+        The index of a large pool (50,000 instances or more) is kept in its folder on first use,
+        as `manifest.index`: opening it again takes milliseconds, and processes share its memory.
+
         Args:
             path: Folder with `meta.json`, `manifest.jsonl` and the images.
             max_image_pixels: An instance image with more pixels than this is refused unread.
@@ -125,7 +129,7 @@ class InstancePool:
         """
         root = Path(path)
         meta = read_pool_meta(root)
-        index = read_pool_index(root / "manifest.jsonl")
+        index = open_index(root)
         if not len(index.instance_ids):
             raise EmptyPoolError(
                 f"the pool {root} has no kept instance ({index.n_dropped} rows, all dropped); "

@@ -92,10 +92,8 @@ def read_pool_index(manifest: Path) -> PoolIndex:
     """Read the manifest; of several rows with one id the last counts.
 
     Raises:
-        PoolFormatError: The file is missing, or a row is malformed or leaves the pool's folder.
+        PoolFormatError: A row is malformed or leaves the pool's folder.
     """
-    if not manifest.is_file():
-        raise PoolFormatError(f"{manifest} is missing; the pool is incomplete")
     digest = hashlib.sha256()
     rows: dict[str, tuple[int, str, int, str, int] | None] = {}
     names: dict[int, str] = {}
