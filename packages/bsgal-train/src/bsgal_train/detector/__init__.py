@@ -6,7 +6,8 @@ from bsgal_train.detectron2_setup import ensure_detectron2
 
 ensure_detectron2()
 
-from bsgal_train.detector.build import autocast, build_detector, sampling, training_losses
+from bsgal_train.detector.build import autocast, build_detector, training_losses
+from bsgal_train.detector.sampling import sampling
 from bsgal_train.detector.weights import load_weights, save_detector
 
 __all__ = [

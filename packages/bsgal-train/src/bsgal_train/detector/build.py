@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
-from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
 # Imported for their entries in detectron2's registries.
 import bsgal_train.detector.backbone
-import bsgal_train.detector.heads  # noqa: F401
+import bsgal_train.detector.heads
+import bsgal_train.detector.rpn  # noqa: F401
+from bsgal_train.detector.sampling import sampling
 from bsgal_train.recipe import DetectorConfig, Precision
 
-__all__ = ["autocast", "build_detector", "sampling", "training_losses"]
+__all__ = ["autocast", "build_detector", "training_losses"]
 
 
 def build_detector(config: DetectorConfig, n_classes: int) -> nn.Module:
@@ -46,7 +46,11 @@ def autocast(precision: Precision) -> torch.autocast:
 
 
 def training_losses(
-    detector: nn.Module, inputs: Sequence[Mapping[str, Any]], precision: Precision, seed: int
+    detector: nn.Module,
+    inputs: Sequence[Mapping[str, Any]],
+    precision: Precision,
+    seed: int,
+    image_keys: Sequence[int] | None = None,
 ) -> dict[str, Tensor]:
     """Return the detector's named losses on a batch; their sum is what a step minimises.
 
@@ -55,22 +59,11 @@ def training_losses(
         inputs: detectron2 input dictionaries with "image" and "instances".
         precision: of convolutions and linear layers.
         seed: decides which anchors and proposals are sampled.
+        image_keys: one number per image, see `sampling`.
     """
-    with sampling(seed), autocast(precision):
+    with sampling(seed, image_keys), autocast(precision):
         losses: dict[str, Tensor] = detector(list(inputs))
     return losses
-
-
-@contextmanager
-def sampling(seed: int) -> Iterator[None]:
-    """Make detectron2's sampling of anchors and proposals a pure function of `seed`.
-
-    detectron2 draws from torch's global generator, which is forked and restored here, and writes
-    statistics to the innermost event storage, without which it fails.
-    """
-    with torch.random.fork_rng(devices=[]), EventStorage():
-        torch.manual_seed(seed)
-        yield
 
 
 def _detectron2_config(config: DetectorConfig, n_classes: int) -> CfgNode:
@@ -92,7 +85,7 @@ def _detectron2_config(config: DetectorConfig, n_classes: int) -> CfgNode:
     model.FPN.NORM = "GN"
     levels = ["p2", "p3", "p4", "p5"]
 
-    model.PROPOSAL_GENERATOR.NAME = "RPN"
+    model.PROPOSAL_GENERATOR.NAME = "RowRPN"
     model.ANCHOR_GENERATOR.SIZES = [[size] for size in config.anchor_sizes_px]
     model.RPN.HEAD_NAME = "Fp32RPNHead"
     model.RPN.IN_FEATURES = levels

@@ -14,8 +14,12 @@ from detectron2.modeling.roi_heads.mask_head import (
     ROI_MASK_HEAD_REGISTRY,
     MaskRCNNConvUpsampleHead,
 )
+from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 from torch.nn import functional
+
+from bsgal_train.detector.row_losses import proposal_rows, report
+from bsgal_train.detector.sampling import seed_image
 
 __all__ = [
     "Fp32MaskHead",
@@ -24,6 +28,12 @@ __all__ = [
     "SigmoidROIHeads",
     "class_targets",
 ]
+
+_STAGE = 1
+"""Of `seed_image`."""
+
+_ANY_CLASS = 1 << 30
+"""More than any number of classes: the mask head sees foreground only."""
 
 # Detectron2's classes carry no types, hence the ignores on every subclass below.
 
@@ -72,17 +82,36 @@ class SigmoidOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         """Return the class and the box loss, each a sum divided by the number of proposals."""
         logits, deltas = predictions
         gt_classes = torch.cat([p.gt_classes for p in proposals])
-        proposal_boxes = torch.cat([p.proposal_boxes.tensor for p in proposals])
         # An image without objects has no `gt_boxes`; its proposals are background and their
         # boxes are never read.
         gt_boxes = torch.cat(
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
         )
+        rows = proposal_rows(proposals, self.num_classes)
+        normalizer = float(max(len(gt_classes), 1))
         targets = class_targets(gt_classes, self.num_classes)
-        loss_cls = functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        per_class = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        foreground = gt_classes < self.num_classes
+        wanted = self.box2box_transform.get_deltas(
+            rows[foreground].boxes_xyxy, gt_boxes[foreground]
+        )
+        distance = smooth_l1_loss(deltas[foreground], wanted, self.smooth_l1_beta, reduction="none")
         return {
-            "loss_cls": loss_cls / max(len(targets), 1),
-            "loss_box_reg": self.box_reg_loss(proposal_boxes, gt_boxes, deltas, gt_classes),
+            "loss_cls": report(
+                name="loss_cls",
+                kind="cls",
+                per_row=per_class.sum(dim=1),
+                normalizer=normalizer,
+                rows=rows,
+                modules=("roi_heads.box_head", "roi_heads.box_predictor"),
+            ),
+            "loss_box_reg": report(
+                name="loss_box_reg",
+                kind="box",
+                per_row=distance.sum(dim=1),
+                normalizer=normalizer,
+                rows=rows[foreground],
+            ),
         }
 
     def predict_probs(
@@ -103,6 +132,15 @@ class SigmoidROIHeads(StandardROIHeads):  # type: ignore[misc]
         options["box_predictor"] = SigmoidOutputLayers(cfg, options["box_head"].output_shape)
         return dict(options)
 
+    @torch.no_grad()
+    def label_and_sample_proposals(self, proposals: list[Any], targets: list[Any]) -> list[Any]:
+        """Sample as detectron2 does; what is drawn in an image is its own (see `seed_image`)."""
+        sampled = []
+        for position, (proposal, target) in enumerate(zip(proposals, targets, strict=True)):
+            seed_image(position, _STAGE)
+            sampled += super().label_and_sample_proposals([proposal], [target])
+        return sampled
+
 
 @RPN_HEAD_REGISTRY.register()
 class Fp32RPNHead(StandardRPNHead):  # type: ignore[misc]
@@ -122,3 +160,32 @@ class Fp32MaskHead(MaskRCNNConvUpsampleHead):  # type: ignore[misc]
         """Return mask logits (R, C, side, side)."""
         logits: Tensor = super().layers(region_features)
         return logits.float()
+
+    def forward(self, region_features: Tensor, instances: list[Any]) -> Any:
+        """Return the mask loss in training, else the instances with their masks."""
+        if not self.training:
+            return super().forward(region_features, instances)
+        logits = self.layers(region_features)
+        rows = proposal_rows(instances, n_classes=_ANY_CLASS)
+        if logits.shape[1] > 1:
+            gt_classes = torch.cat([one.gt_classes for one in instances])
+            logits = logits[torch.arange(len(logits), device=logits.device), gt_classes]
+        else:
+            logits = logits[:, 0]
+        targets = [
+            one.gt_masks.crop_and_resize(one.proposal_boxes.tensor, logits.shape[-1])
+            for one in instances
+            if len(one)
+        ]
+        # Without foreground there is nothing to learn, but still a graph.
+        wanted = torch.cat(targets).to(logits) if targets else logits.detach()
+        per_pixel = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        loss = report(
+            name="loss_mask",
+            kind="mask",
+            per_row=per_pixel.flatten(1).mean(dim=1) * self.loss_weight,
+            normalizer=float(max(len(logits), 1)),
+            rows=rows,
+            modules=("roi_heads.mask_head",),
+        )
+        return {"loss_mask": loss}

@@ -1,0 +1,170 @@
+"""Losses before they are summed: all that selection needs to know of a detector.
+
+A detector takes part in every selection mode if its heads hand each loss to `report`, row by row,
+and return what `report` gives back. A row is a proposal, an anchor or a point of a feature map. It
+says which object of which image it stands for, so that
+
+- an object's share of a loss can be told (its rows' sum),
+- objects can be left out of a step that has been run already (`RowLosses.total` with some rows),
+- a module that is called with the same rows can be scored row by row (`RowLosses.modules`).
+
+A cascade reports one `RowLosses` per loss and stage, each with the modules of its own stage. While
+nothing is recorded, `report` costs one sum, which training needs anyway.
+
+Rows are told apart by `gt_source` of the training inputs' "instances" (`bsgal_train.data.REAL`, or
+the number of the pasted object in its image), which detectron2 carries over to matched proposals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "BACKGROUND",
+    "RowLosses",
+    "Rows",
+    "normalized_by",
+    "proposal_rows",
+    "recorded",
+    "report",
+]
+
+BACKGROUND = -2
+"""`source` of a row that stands for no object; real objects have -1, pasted ones their number."""
+
+Kind = Literal["cls", "box", "mask", "proposal"]
+"""What a loss trains: classes, boxes or masks of the region heads, or the proposal network."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Rows:
+    """Where rows come from.
+
+    Attributes:
+        source: int64 (R,), `gt_source` of the object that a row is matched to, or `BACKGROUND`.
+        image: int64 (R,), position of its image in the batch.
+        boxes_xyxy: float (R, 4), the region a row looks at; a point of a feature map is a box
+            without area. No gradient.
+    """
+
+    source: Tensor
+    image: Tensor
+    boxes_xyxy: Tensor
+
+    def __getitem__(self, chosen: Tensor) -> Rows:
+        """Return some of the rows, by mask or by index."""
+        return Rows(
+            source=self.source[chosen],
+            image=self.image[chosen],
+            boxes_xyxy=self.boxes_xyxy[chosen],
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class RowLosses:
+    """One of the detector's losses, row by row.
+
+    Attributes:
+        name: its key in the detector's losses.
+        kind: what it trains.
+        per_row: float32 (R,) with its graph, weights included.
+        normalizer: what the sum over the batch's rows is divided by, above 0. It counts rows or
+            images, so that its mean over processes is that of the whole batch, divided by their
+            number.
+        rows: where the R rows come from.
+        modules: names in the detector of the modules whose input has exactly these rows along its
+            first axis; empty if there are none.
+    """
+
+    name: str
+    kind: Kind
+    per_row: Tensor
+    normalizer: float
+    rows: Rows
+    modules: tuple[str, ...] = ()
+
+    def total(self, keep: Tensor | None = None) -> Tensor:
+        """Return the scalar loss; with `keep`, bool (R,), that of some rows by the same divisor."""
+        kept = self.per_row if keep is None else self.per_row[keep]
+        return kept.sum() / self.normalizer
+
+
+_recorders: ContextVar[tuple[list[RowLosses], ...]] = ContextVar("_recorders", default=())
+_normalize: ContextVar[Callable[[float], float] | None] = ContextVar("_normalize", default=None)
+
+
+def report(
+    *,
+    name: str,
+    kind: Kind,
+    per_row: Tensor,
+    normalizer: float,
+    rows: Rows,
+    modules: Sequence[str] = (),
+) -> Tensor:
+    """Return the named loss of a batch, and note its rows where they are recorded.
+
+    Arguments are the attributes of `RowLosses`.
+    """
+    joint = _normalize.get()
+    losses = RowLosses(
+        name=name,
+        kind=kind,
+        per_row=per_row,
+        normalizer=normalizer if joint is None else joint(normalizer),
+        rows=rows,
+        modules=tuple(modules),
+    )
+    for recorder in _recorders.get():
+        recorder.append(losses)
+    return losses.total()
+
+
+@contextmanager
+def recorded() -> Iterator[list[RowLosses]]:
+    """Fill a list with all losses that are reported inside the block, in order."""
+    found: list[RowLosses] = []
+    token = _recorders.set((*_recorders.get(), found))
+    try:
+        yield found
+    finally:
+        _recorders.reset(token)
+
+
+@contextmanager
+def normalized_by(joint: Callable[[float], float]) -> Iterator[None]:
+    """Pass every normalizer through `joint` inside the block, such as a mean over processes."""
+    token = _normalize.set(joint)
+    try:
+        yield
+    finally:
+        _normalize.reset(token)
+
+
+def proposal_rows(proposals: Sequence[Any], n_classes: int) -> Rows:
+    """Tell where the sampled proposals of a batch come from.
+
+    Args:
+        proposals: one `Instances` per image, with proposal_boxes, gt_classes and (where the image
+            has objects) gt_source.
+        n_classes: number of foreground classes; a proposal of this class is background.
+    """
+    sources, images = [], []
+    for position, one in enumerate(proposals):
+        foreground = one.gt_classes < n_classes
+        # An image without objects has no `gt_source`: every proposal in it is background.
+        source = one.gt_source if one.has("gt_source") else torch.full_like(one.gt_classes, -1)
+        sources.append(torch.where(foreground, source, BACKGROUND))
+        images.append(torch.full_like(one.gt_classes, position))
+    return Rows(
+        source=torch.cat(sources),
+        image=torch.cat(images),
+        boxes_xyxy=torch.cat([one.proposal_boxes.tensor for one in proposals]).detach(),
+    )
