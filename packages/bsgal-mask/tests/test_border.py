@@ -44,7 +44,8 @@ def test_an_object_that_touches_the_border_is_not_taken_for_background(drawn):
 def test_the_edge_is_soft_and_can_be_hard(drawn):
     image, _ = drawn("disc")
     (soft,) = BorderSegmenter().segment([image], ["ball"])
-    (hard,) = BorderSegmenter(edge_sigma_px=0).segment([image], ["ball"])
+    hard_edged = BorderSegmenter(edge_sigma_px=0, edge_from_colours=False)
+    (hard,) = hard_edged.segment([image], ["ball"])
     assert ((soft > 0) & (soft < 1)).any()
     assert set(np.unique(hard)) == {0, 1}
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from bsgal_mask._edges import coverage_from_colours
 from bsgal_mask._segmenter import Image, SoftMask, check_images
 from bsgal_mask.errors import SegmentationError
 
@@ -40,10 +41,11 @@ class BorderSegmenter:
     In Lab, a smooth gradient fitted to the border strip is taken off the image; what is left of
     the strip are the background's colours, a few clusters. A pixel far from all of them starts as
     object, wherever it lies, so that a ring's hole starts as background; GrabCut (Rother,
-    Kolmogorov and Blake, 2004, in OpenCV) then moves the outline to the image's edges. Made for
-    prompts that ask for a plain background: an object of the background's own colour cannot be
-    found, except where the object encloses it: an enclosed region is a hole only if its median
-    colour is a background colour. Equal images and seeds give equal masks.
+    Kolmogorov and Blake, 2004, in OpenCV) then moves the outline to the image's edges, and the
+    colours along it say how much of each pixel is object. Made for prompts that ask for a plain
+    background: an object of the background's own colour cannot be found, except where the object
+    encloses it: an enclosed region is a hole only if its median colour is a background colour.
+    Equal images and seeds give equal masks.
 
     OpenCV draws from a generator of its own, which every call seeds with `seed`.
     """
@@ -66,6 +68,9 @@ class BorderSegmenter:
     """Rounds of GrabCut; 0 leaves it out."""
     edge_sigma_px: float = 0.8
     """Softness of the outline: standard deviation of the blur of the binary result, in pixels."""
+    edge_from_colours: bool = True
+    """Whether the outline's pixels get, where object and background differ enough in colour, the
+    share of object that their own colour shows, instead of the blur's value."""
     max_side_px: int = 512
     """Larger images are segmented at this size and the mask is scaled up."""
     seed: int = 0
@@ -126,6 +131,8 @@ class BorderSegmenter:
         soft = found.astype(np.float32)
         if self.edge_sigma_px:
             soft = cv2.GaussianBlur(soft, (0, 0), self.edge_sigma_px)
+        if self.edge_from_colours:
+            soft = coverage_from_colours(small, soft)
         if soft.shape != image_hw:
             soft = cv2.resize(soft, image_hw[::-1], interpolation=cv2.INTER_LINEAR)
         return np.clip(soft, 0, 1)
