@@ -10,8 +10,14 @@ from typing import Any
 
 import pytest
 
-from bsgal_generate import GenerationProgress, ImageSet, SamplingConfig
-from bsgal_generate.cli import _parser, _sampling, main
+from bsgal_generate import (
+    DeviceWorkers,
+    GenerationProgress,
+    ImageSet,
+    RayWorkers,
+    SamplingConfig,
+)
+from bsgal_generate.cli import _parser, _sampling, _workers, main
 from bsgal_generate.progress import TextProgress, format_duration
 
 
@@ -41,6 +47,23 @@ def test_run_then_verify(
     assert len(ImageSet.open(tmp_path / "set")) == 4
     assert main(["verify", str(tmp_path / "set"), "--device", "cpu", "--rows", "2"]) == 0
     assert "largest difference: " in capsys.readouterr().out
+
+
+def test_several_devices_give_several_workers(run_arguments: list[str]) -> None:
+    one, two, ray = (
+        _parser().parse_args([*run_arguments, *further])
+        for further in ([], ["--device", "cpu"], ["--ray-workers", "3"])
+    )
+    assert _workers(one) is None
+    workers = _workers(two)
+    assert isinstance(workers, DeviceWorkers)
+    assert len(workers) == 2
+    with pytest.raises(ValueError, match="--device and --ray-workers exclude each other"):
+        _workers(ray)
+    ray.device = None
+    workers = _workers(ray)
+    assert isinstance(workers, RayWorkers)
+    assert len(workers) == 3
 
 
 def test_verify_fails_where_images_are_damaged(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from bsgal_generate import ImageRow, ImageSet
+from bsgal_generate._drawn import encode_png
 from bsgal_generate._image_set import ImageSetWriter
 from bsgal_generate._meta import first_difference
 from bsgal_generate.errors import ConfigChangedError, ImageSetError
@@ -39,7 +41,7 @@ ROW = ImageRow(
 def root(tmp_path: Path) -> Path:
     """A set of one good and one blank sample."""
     with ImageSetWriter(tmp_path / "set", META) as writer:
-        writer.add(ROW, IMAGE)
+        writer.add(ROW, encode_png(IMAGE))
         writer.add(replace(ROW, sample_id="3-single-00001", status="blank"), None)
     return tmp_path / "set"
 
@@ -64,9 +66,19 @@ def test_no_temporary_files_are_left(root: Path) -> None:
     assert not list(root.rglob("*.partial"))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no such lock on Windows")
+def test_second_writer_is_refused_until_the_first_is_done(root: Path) -> None:
+    with ImageSetWriter(root, META):
+        with pytest.raises(ImageSetError, match=r"another run is writing to .*manifest\.jsonl"):
+            ImageSetWriter(root, META)
+        assert len(ImageSet.open(root)) == 2
+    with ImageSetWriter(root, META):
+        pass
+
+
 def test_last_row_of_a_sample_counts(root: Path) -> None:
     with ImageSetWriter(root, META) as writer:
-        writer.add(replace(ROW, seed=8, attempt=1), IMAGE)
+        writer.add(replace(ROW, seed=8, attempt=1), encode_png(IMAGE))
     image_set = ImageSet.open(root)
     assert [row.seed for row in image_set] == [8, 7]
     assert len(image_set) == 2
@@ -88,7 +100,7 @@ def test_torn_first_line_leaves_an_empty_manifest(root: Path) -> None:
     manifest = root / "manifest.jsonl"
     manifest.write_bytes(b"x" * 100_000)
     with ImageSetWriter(root, META) as writer:
-        writer.add(ROW, IMAGE)
+        writer.add(ROW, encode_png(IMAGE))
     assert len(ImageSet.open(root)) == 1
 
 

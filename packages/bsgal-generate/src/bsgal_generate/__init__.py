@@ -16,8 +16,10 @@ from .config import SamplingConfig
 from .progress import GenerationProgress
 
 if TYPE_CHECKING:
+    from ._device_workers import DeviceWorkers
     from ._generate import generate
     from ._pipelines import ImagePipeline, load_pipeline, tiny_pipeline_path
+    from ._ray_workers import RayWorkers
     from ._verify import VerifyReport, verify
 
 __version__ = version("bsgal-generate")
@@ -26,12 +28,14 @@ __all__ = [
     "TEMPLATES",
     "Category",
     "CategoryFunnel",
+    "DeviceWorkers",
     "GenerationPlan",
     "GenerationProgress",
     "ImagePipeline",
     "ImageRow",
     "ImageSet",
     "PromptTemplate",
+    "RayWorkers",
     "Sample",
     "SamplingConfig",
     "VerifyReport",
@@ -47,6 +51,8 @@ __all__ = [
 
 # These need torch, which is slow to import, so they are loaded when first used.
 _LAZY = {
+    "DeviceWorkers": "_device_workers",
+    "RayWorkers": "_ray_workers",
     "generate": "_generate",
     "ImagePipeline": "_pipelines",
     "load_pipeline": "_pipelines",

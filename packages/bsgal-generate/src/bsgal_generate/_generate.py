@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Iterable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ._image_set import ImageRow, ImageSet, ImageSetWriter, Status
-from ._judge import Judged, judge
-from ._memory import BatchDrawer
-from ._pipelines import Drawing, ImagePipeline
+from ._drawn import BatchArtist, Drawn, Job, PipelineFacts
+from ._image_set import ImageSet, ImageSetWriter, Status
+from ._pipelines import ImagePipeline
 from ._plan import GenerationPlan, Sample
+from ._workers import Workers
 from .config import SamplingConfig
 from .progress import ProgressCallback, ProgressMeter
-
-_LIBRARIES = ("bsgal-generate", "torch", "diffusers", "transformers", "numpy", "pillow")
 
 
 def generate(
     plan: GenerationPlan,
-    pipeline: ImagePipeline,
+    pipeline: ImagePipeline | Workers,
     out_dir: str | Path,
     *,
     config: SamplingConfig | None = None,
@@ -37,7 +34,8 @@ def generate(
 
     Args:
         plan: What to draw.
-        pipeline: What draws it, from `load_pipeline`.
+        pipeline: What draws it, from `load_pipeline`; or `DeviceWorkers` or `RayWorkers`, which
+            load one such pipeline each. The rows are the same, in the same order.
         out_dir: The image set's folder; a set made from the same plan, pipeline and config is
             continued.
         config: Sampling settings; None takes the defaults.
@@ -52,18 +50,36 @@ def generate(
         ImageSetError: The folder cannot be written or its manifest is damaged.
         ValueError: The pipeline does not take one of the settings; nothing has been written then.
         OutOfMemoryError: A single image does not fit into memory.
+        WorkerError: Workers ended again and again, or hold different pipelines.
     """
-    config = config or SamplingConfig()
-    drawer = BatchDrawer(pipeline, config, batch_size)
-    pipeline.check(config, plan.negative_prompt)
-    with ImageSetWriter(out_dir, _meta(plan, pipeline, config, batch_size)) as writer:
-        recorder = _Recorder(writer, ImageSet.open(out_dir), len(plan), config, progress)
-        for attempt in range(config.max_redraws + 1):
-            for batch in _batches(recorder.due(plan, attempt), batch_size):
-                if not recorder.has_all(batch):
-                    for piece, drawing in drawer.draw(batch):
-                        recorder.record(piece, drawing, pipeline)
+    job = Job(config or SamplingConfig(), batch_size, plan.negative_prompt)
+    n_workers = len(pipeline) if isinstance(pipeline, Workers) else 1
+    with (
+        _opened(pipeline, job) as (facts, draw),
+        ImageSetWriter(out_dir, _meta(plan, facts, job, n_workers)) as writer,
+    ):
+        recorder = _Recorder(writer, ImageSet.open(out_dir), len(plan), job.config, progress)
+        for attempt in range(job.config.max_redraws + 1):
+            batches = _batches(recorder.due(plan, attempt), batch_size)
+            for drawn in draw(batch for batch in batches if not recorder.has_all(batch)):
+                recorder.record(drawn)
     return ImageSet.open(out_dir)
+
+
+_Draw = Callable[[Iterable[Sequence[Sample]]], Iterator[list[Drawn]]]
+
+
+@contextmanager
+def _opened(pipeline: ImagePipeline | Workers, job: Job) -> Iterator[tuple[PipelineFacts, _Draw]]:
+    """Yield what is to be recorded of a pipeline or workers, and the function that draws."""
+    if isinstance(pipeline, Workers):
+        try:
+            yield pipeline.open(job), pipeline.draw
+        finally:
+            pipeline.close()
+    else:
+        artist = BatchArtist(pipeline, job)
+        yield artist.facts(), lambda batches: (p for batch in batches for p in artist.draw(batch))
 
 
 class _Recorder:
@@ -100,63 +116,27 @@ class _Recorder:
     def has_all(self, batch: Sequence[Sample]) -> bool:
         return all((sample.sample_id, sample.attempt) in self._statuses for sample in batch)
 
-    def record(self, piece: Sequence[Sample], drawing: Drawing, pipeline: ImagePipeline) -> None:
-        """Judge what was drawn, and store what the set does not have yet."""
-        for i, sample in enumerate(piece):
-            if not self.has_all([sample]):
-                judged = judge(drawing, i, self._config.blank_std)
-                image_hw = drawing.pixels.shape[1:3]
-                self._writer.add(
-                    _row(sample, judged, pipeline, self._config, image_hw), judged.image
-                )
-                self._note(sample.sample_id, sample.attempt, judged.status)
-        self._meter.report(len(piece))
+    def record(self, drawn: Sequence[Drawn]) -> None:
+        """Store what the set does not have yet."""
+        for one in drawn:
+            row = one.row
+            if (row.sample_id, row.attempt) not in self._statuses:
+                self._writer.add(row, one.png)
+                self._note(row.sample_id, row.attempt, row.status)
+        self._meter.report(len(drawn))
 
     def _note(self, sample_id: str, attempt: int, status: Status) -> None:
         self._statuses[sample_id, attempt] = status
         self._meter.count(status, settled=status == "ok" or attempt == self._config.max_redraws)
 
 
-def _row(
-    sample: Sample,
-    judged: Judged,
-    pipeline: ImagePipeline,
-    config: SamplingConfig,
-    image_hw: tuple[int, ...],
-) -> ImageRow:
-    steps, guidance = pipeline.resolve(config)
-    return ImageRow(
-        sample_id=sample.sample_id,
-        category_id=sample.category_id,
-        category_name=sample.category_name,
-        prompt_id=sample.prompt_id,
-        prompt=sample.prompt,
-        negative_prompt=sample.negative_prompt,
-        seed=sample.seed,
-        attempt=sample.attempt,
-        model=pipeline.model_id,
-        scheduler=pipeline.scheduler_name,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        height=image_hw[0],
-        width=image_hw[1],
-        file=None,
-        sha256=None,
-        status=judged.status,
-        reason=judged.reason,
-    )
-
-
-def _meta(
-    plan: GenerationPlan, pipeline: ImagePipeline, config: SamplingConfig, batch_size: int
-) -> dict[str, Any]:
-    steps, guidance = pipeline.resolve(config)
+def _meta(plan: GenerationPlan, facts: PipelineFacts, job: Job, n_workers: int) -> dict[str, Any]:
+    config = job.config
     return {
         "config": {
             "plan": plan.describe(),
             "sampling": {
-                "num_inference_steps": steps,
-                "guidance_scale": guidance,
+                **facts.sampling,
                 "height": config.height,
                 "width": config.width,
                 "max_redraws": config.max_redraws,
@@ -168,19 +148,16 @@ def _meta(
                     else {}
                 ),
             },
-            "pipeline": pipeline.describe(),
+            "pipeline": facts.pipeline,
         },
-        "model": {
-            "id": pipeline.model_id,
-            "revision": pipeline.revision,
-            "weight_hash": pipeline.weight_hash,
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in _LIBRARIES},
-        },
+        "model": facts.model,
+        "versions": facts.versions,
         # Of the run that began the set; a later one may have others, and that may show in rounding.
-        "execution": {"batch_size": batch_size, "device": pipeline.device},
+        "execution": {
+            "batch_size": job.batch_size,
+            "device": facts.device,
+            "n_workers": n_workers,
+        },
     }
 
 

@@ -185,7 +185,8 @@ class ImageSetWriter:
 
     Raises:
         ConfigChangedError: The folder holds a set with another config or model.
-        ImageSetError: The folder cannot be written, or holds something of another schema.
+        ImageSetError: The folder cannot be written, holds something of another schema, or another
+            run is writing to it.
     """
 
     def __init__(self, root: str | Path, meta: Mapping[str, Any]) -> None:
@@ -202,26 +203,24 @@ class ImageSetWriter:
         except OSError as error:
             raise ImageSetError(f"cannot write to {self.root}: {error}") from error
 
-    def add(self, row: ImageRow, image: npt.NDArray[np.uint8] | None) -> ImageRow:
+    def add(self, row: ImageRow, png: bytes | None) -> ImageRow:
         """Store one image (or none) and its row.
 
         Args:
             row: The row; `file` and `sha256` are filled in here.
-            image: uint8 RGB of shape (H, W, 3), or None where nothing is to be kept.
+            png: The image as a PNG file's bytes, or None where nothing is to be kept.
 
         Returns:
             The row as written.
         """
         values = asdict(row)
-        if image is not None:
+        if png is not None:
             folder = self.root / "images" / str(row.category_id)
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / f"{row.sample_id}.png"
-            buffer = io.BytesIO()
-            Image.fromarray(image).save(buffer, "PNG", compress_level=3)
-            write_atomically(path, buffer.getvalue())
+            write_atomically(path, png)
             values["file"] = path.relative_to(self.root).as_posix()
-            values["sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+            values["sha256"] = hashlib.sha256(png).hexdigest()
         self._manifest.append(values)
         return ImageRow(**values)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import ImageSetError
 
@@ -41,11 +41,16 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 class JsonlAppender:
-    """Appends objects to a JSON-lines file, each with one write; cuts a torn last line first."""
+    """Appends objects to a JSON-lines file, each with one write; cuts a torn last line first.
+
+    Raises:
+        ImageSetError: Another process appends to the file.
+    """
 
     def __init__(self, path: Path) -> None:
-        _cut_torn_line(path)
         self._file = path.open("ab", buffering=0)
+        _lock(self._file)
+        _cut_torn_line(path)
 
     def append(self, value: Mapping[str, Any]) -> None:
         """Write one object as one line.
@@ -63,21 +68,23 @@ class JsonlAppender:
             os.fsync(self._file.fileno())
             self._file.close()
 
-    def __enter__(self) -> JsonlAppender:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+def _lock(file: BinaryIO) -> None:
+    """Keep other processes from appending until the file is closed; a killed one lets go of it."""
+    if sys.platform == "win32":
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ImageSetError(
+            f"another run is writing to {file.name}; wait for its end, or use another folder"
+        ) from None
 
 
 def _cut_torn_line(path: Path) -> None:
-    if not path.exists():
-        return
     with path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
         # Rows are short, so the last line's start is near; go back block by block all the same.

@@ -7,8 +7,9 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ from .progress import TextProgress, format_duration
 
 if TYPE_CHECKING:
     from ._pipelines import ImagePipeline
+    from ._workers import Workers
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,10 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from ._generate import generate
 
-    plan = _plan(options)
     image_set = generate(
-        plan,
-        _pipeline(options),
+        _plan(options),
+        _workers(options) or _pipeline(options),
         options.out,
         config=_sampling(options),
         batch_size=options.batch_size,
@@ -161,15 +162,40 @@ def _pipeline_argument(text: str) -> tuple[str, object]:
 
 
 def _pipeline(options: argparse.Namespace) -> ImagePipeline:
+    return _loader(options)(device=options.device[0] if options.device else None)
+
+
+def _loader(options: argparse.Namespace) -> Callable[..., ImagePipeline]:
     from ._pipelines import load_pipeline
 
-    return load_pipeline(
+    return partial(
+        load_pipeline,
         options.model,
         revision=options.revision,
-        device=options.device,
         dtype=options.dtype,
         scheduler=options.scheduler,
     )
+
+
+def _workers(options: argparse.Namespace) -> Workers | None:
+    """Return the workers that were asked for; None if one process is to draw."""
+    devices = options.device or []
+    if options.ray_workers is not None:
+        from ._ray_workers import RayWorkers
+
+        if devices:
+            raise ValueError("--device and --ray-workers exclude each other; see --gpus-per-worker")
+        return RayWorkers(
+            _loader(options),
+            options.ray_workers,
+            gpus_per_worker=options.gpus_per_worker,
+            address=options.ray_address,
+        )
+    if len(devices) > 1:
+        from ._device_workers import DeviceWorkers
+
+        return DeviceWorkers(_loader(options), devices)
+    return None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -181,6 +207,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_plan_flags(run)
     _add_model_flags(run, model="tiny")
+    run.add_argument(
+        "--ray-workers", type=int, metavar="N", help="draw with N workers on a Ray cluster"
+    )
+    run.add_argument(
+        "--gpus-per-worker",
+        type=float,
+        default=1.0,
+        metavar="GPUS",
+        help="GPUs each Ray worker takes; 0 runs it on CPUs (default: %(default)s)",
+    )
+    run.add_argument(
+        "--ray-address",
+        help="the Ray cluster (default: $RAY_ADDRESS, else one on this computer alone)",
+    )
     _add_sampling_flags(run)
     run.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the image set's folder"
@@ -260,7 +300,10 @@ def _add_model_flags(parser: argparse.ArgumentParser, model: str | None) -> None
     )
     parser.add_argument("--revision", help="commit or branch of a hub id; allows downloading it")
     parser.add_argument(
-        "--device", help="for example cuda:0 or cpu (default: a GPU if there is one)"
+        "--device",
+        action="append",
+        help="for example cuda:0 or cpu (default: a GPU if there is one); repeated, run starts one "
+        "worker process for each",
     )
     parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on a GPU)")
     parser.add_argument("--scheduler", help="class name of another diffusers scheduler")

@@ -25,3 +25,7 @@ class ModelNotFoundError(ValueError):
 
 class OutOfMemoryError(RuntimeError):
     """Memory ran out even with a single image in the batch."""
+
+
+class WorkerError(RuntimeError):
+    """A worker process failed in a way that another worker cannot mend."""
