@@ -7,6 +7,7 @@ more forward call, and no gradient is formed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from .eager.ghost import compute_dtype
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (*_CONVOLUTION[:5], "output_padding", "groups", "dilation")
+
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+_NORMALISATIONS = (F.group_norm, F.layer_norm, F.batch_norm)
 
 LINEAR_MAPS: dict[Callable[..., Any], tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
@@ -78,6 +83,16 @@ class LinearCall:
         """Whether this is z = W a, for which `ops.ghost_dot` and `ops.ghost_sqnorm` are made."""
         return self.function is F.linear
 
+    @property
+    def is_convolution(self) -> bool:
+        """Whether this is a convolution, transposed or not."""
+        return self.function in _CONVOLUTIONS + _TRANSPOSED_CONVOLUTIONS
+
+    @property
+    def is_normalisation(self) -> bool:
+        """Whether this scales and shifts a normalised input."""
+        return self.function in _NORMALISATIONS
+
     def row_dots(
         self, directions: Mapping[str, Tensor], rows: Tensor, output_grads: Tensor
     ) -> Tensor:
@@ -127,6 +142,93 @@ class LinearCall:
                 outputs, [parameters[role] for role in self.names], output_grads.to(dtype)
             )
         return dict(zip(self.names.values(), gradients, strict=True))
+
+    def row_gradients(self, rows: Tensor, output_grads: Tensor) -> dict[str, Tensor]:
+        """Return gradients row by row, (rows, ...), of what is no larger than an activation.
+
+        That is, of a normalisation's weight and bias and of a convolution's bias.
+        """
+        dtype = compute_dtype(output_grads)
+        d = output_grads.to(dtype)
+        found = {}
+        if "weight" in self.names and self.is_normalisation:
+            normalised = self._call(rows, {"weight": None, "bias": None}, dtype)
+            found[self.names["weight"]] = self._sum_over_positions(normalised.mul_(d))
+        if "bias" in self.names:
+            found[self.names["bias"]] = self._sum_over_positions(d)
+        return found
+
+    def _sum_over_positions(self, outputs: Tensor) -> Tensor:
+        """Sum all axes but the first and those of the weight or bias."""
+        if self.function is F.layer_norm:
+            positions = range(1, outputs.dim() - len(self.arguments["normalized_shape"]))
+            return outputs.sum(dim=tuple(positions)) if positions else outputs
+        return outputs.flatten(2).sum(dim=2) if outputs.dim() > 2 else outputs
+
+    def unfolded_size(self, output_grads: Tensor) -> int | None:
+        """Return how many elements `unfold` makes of one row; None if it cannot."""
+        if self.inputs.dim() not in (3, 4):
+            return None
+        narrow, wide = self._narrow_and_wide(self.inputs, output_grads)
+        kernel, options = self._window()
+        n_positions = 1
+        for length, k, stride, dilation, (before, after) in zip(
+            wide.shape[2:], kernel, *options, strict=True
+        ):
+            n_positions *= (length + before + after - dilation * (k - 1) - 1) // stride + 1
+        if n_positions != math.prod(narrow.shape[2:]):
+            return None
+        return n_positions * (narrow.shape[1] + wide.shape[1] * math.prod(kernel))
+
+    def unfold(self, rows: Tensor, output_grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a convolution of one or two axes as a matrix product over positions.
+
+        Returns:
+            Two tensors (rows, groups, positions, columns). The gradient of the weight is, group by
+            group, the sum over rows and positions of their outer products. A transposed convolution
+            has the same form with input and output exchanged.
+        """
+        dtype = compute_dtype(output_grads)
+        narrow, wide = self._narrow_and_wide(self.inputs[rows].to(dtype), output_grads.to(dtype))
+        kernel, (stride, dilation, padding) = self._window()
+        wide = F.pad(wide, [n for pair in reversed(padding) for n in pair])
+        if wide.dim() == 3:
+            wide = wide[:, :, None]
+            kernel, stride, dilation = (1, *kernel), (1, *stride), (1, *dilation)
+        windows = F.unfold(wide, kernel, dilation=dilation, stride=stride)
+        groups = self.arguments.get("groups", 1)
+        shape = (len(rows), groups, -1, windows.shape[2])
+        return windows.view(shape).mT, narrow.reshape(shape).mT
+
+    def _narrow_and_wide(self, inputs: Tensor, output_grads: Tensor) -> tuple[Tensor, Tensor]:
+        """Tell apart what has one entry per window from what the windows move over."""
+        if self.function in _CONVOLUTIONS:
+            return output_grads, inputs
+        return inputs, output_grads
+
+    def _window(
+        self,
+    ) -> tuple[
+        tuple[int, ...], tuple[tuple[int, ...], tuple[int, ...], tuple[tuple[int, int], ...]]
+    ]:
+        """Return kernel size, and stride, dilation and padding (before, after), axis by axis."""
+        kernel = tuple(self.arguments["weight"].shape[2:])
+
+        def per_axis(name: str, default: int) -> tuple[int, ...]:
+            value = self.arguments.get(name, default)
+            if isinstance(value, int):
+                return (value,) * len(kernel)
+            return tuple(value) * (len(kernel) if len(value) == 1 else 1)
+
+        dilation = per_axis("dilation", 1)
+        if self.arguments.get("padding") == "same":
+            totals = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+            padding = tuple((total // 2, total - total // 2) for total in totals)
+        elif self.arguments.get("padding") == "valid":
+            padding = ((0, 0),) * len(kernel)
+        else:
+            padding = tuple((n, n) for n in per_axis("padding", 0))
+        return kernel, (per_axis("stride", 1), dilation, padding)
 
     def _call(
         self, rows: Tensor, parameters: Mapping[str, Tensor | None], dtype: torch.dtype

@@ -5,8 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Rows are taken in blocks whose product with the weights has this many elements: 16 MB in fp32.
-_BLOCK_ELEMENTS = 1 << 22
+# Rows are taken in blocks, so that what a block needs beside the operands stays in a core's cache:
+# 2 MB in fp32.
+_BLOCK_ELEMENTS = 1 << 19
+# But a product of fewer rows would read the weights too often.
+_LEAST_ROWS = 128
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:
@@ -15,15 +18,25 @@ def compute_dtype(*tensors: Tensor) -> torch.dtype:
 
 
 def sum_by_unit(per_row: Tensor, unit_index: Tensor, n_units: int) -> Tensor:
-    """Sum values (N,) by unit in float64; rows with a negative unit are left out.
+    """Sum values (N, ...) by unit in float64; rows with a negative unit are left out.
 
     The sum runs on the CPU, in the order of the rows: `index_add_` on GPUs is not reproducible.
     """
     units = unit_index.cpu()
-    counted = units >= 0
-    sums = torch.zeros(n_units, dtype=torch.float64)
-    sums.index_add_(0, units[counted], per_row.double().cpu()[counted])
+    counted = (units >= 0).nonzero().flatten()
+    sums = torch.zeros(n_units, *per_row.shape[1:], dtype=torch.float64)
+    sums.index_add_(0, units[counted], take(per_row.cpu(), counted).double())
     return sums.to(per_row.device)
+
+
+def take(tensor: Tensor, rows: Tensor) -> Tensor:
+    """Return some rows of a tensor; a view where they follow one another."""
+    first, n_rows = int(rows[0]) if len(rows) else 0, len(rows)
+    if n_rows and int(rows[-1]) - first == n_rows - 1:
+        consecutive = torch.arange(first, first + n_rows, device=rows.device)
+        if torch.equal(rows, consecutive):
+            return tensor[first : first + n_rows]
+    return tensor.index_select(0, rows.to(tensor.device))
 
 
 def ghost_dot_torch(
@@ -33,33 +46,68 @@ def ghost_dot_torch(
     dtype = compute_dtype(weights, inputs, output_grads)
     c = weights.to(dtype)
     n_outputs, n_inputs = c.shape
-    block = max(1, _BLOCK_ELEMENTS // min(n_outputs, n_inputs))
-    per_row = []
-    for start in range(0, len(inputs), block):
-        a = inputs[start : start + block].to(dtype)
-        d = output_grads[start : start + block].to(dtype)
+    units = unit_index.cpu()
+    counted = (units >= 0).nonzero().flatten()
+    block = max(_LEAST_ROWS, _BLOCK_ELEMENTS // min(n_outputs, n_inputs))
+    sums = torch.zeros(n_units, dtype=torch.float64)
+    for start in range(0, len(counted), block):
+        rows = counted[start : start + block]
+        a, d = take(inputs, rows).to(dtype), take(output_grads, rows).to(dtype)
         # The product is formed on the shorter side.
-        products = (a @ c.T).mul_(d) if n_outputs <= n_inputs else (d @ c).mul_(a)
-        per_row.append(products.sum(dim=1))
-    return sum_by_unit(torch.cat(per_row), unit_index, n_units)
+        left, right = (a @ c.T, d) if n_outputs <= n_inputs else (d @ c, a)
+        sums.index_add_(0, units[rows], _row_dots(left, right).double().cpu())
+    return sums.to(inputs.device)
 
 
 def ghost_sqnorm_torch(
     inputs: Tensor, output_grads: Tensor, unit_index: Tensor, n_units: int
 ) -> Tensor:
-    """Return ‖Σ over a unit's rows of δ aᵀ‖²; arguments as in the public operation."""
+    """Return ‖Σ over a unit's rows of δ aᵀ‖²; arguments as in the public operation.
+
+    Units with equally many rows are taken together.
+    """
     dtype = compute_dtype(inputs, output_grads)
     n_inputs, n_outputs = inputs.shape[1], output_grads.shape[1]
-    units = unit_index.cpu()
-    sums = torch.zeros(n_units, dtype=torch.float64, device=inputs.device)
-    for unit in torch.unique(units[units >= 0]).tolist():
-        rows = (units == unit).nonzero().flatten().to(inputs.device)
-        a, d = inputs[rows].to(dtype), output_grads[rows].to(dtype)
-        if len(rows) * (n_inputs + n_outputs) <= n_inputs * n_outputs:
-            products = (a @ a.T).mul_(d @ d.T)
-        else:
-            # So many rows that the unit's gradient itself is the smaller thing.
-            products = (d.T @ a).square_()
-        sums[unit] = products.sum(dtype=torch.float64)
+    sums = torch.zeros(n_units, dtype=torch.float64)
+    for units, rows in _by_count(unit_index.cpu()):
+        n_rows = rows.shape[1]
+        by_pairs = n_rows * (n_inputs + n_outputs) <= n_inputs * n_outputs
+        largest = max(
+            n_rows * max(n_inputs, n_outputs), n_rows**2 if by_pairs else n_inputs * n_outputs
+        )
+        block = max(1, _BLOCK_ELEMENTS // largest)
+        for start in range(0, len(units), block):
+            own = rows[start : start + block]
+            a, d = (
+                take(tensor, own.flatten()).to(dtype).view(len(own), n_rows, -1)
+                for tensor in (inputs, output_grads)
+            )
+            if n_rows == 1:
+                found = _row_dots(a[:, 0], a[:, 0]).double() * _row_dots(d[:, 0], d[:, 0])
+            elif by_pairs:
+                found = (a @ a.mT).mul_(d @ d.mT).sum(dim=(1, 2), dtype=torch.float64)
+            else:
+                # So many rows that the unit's gradient itself is the smaller thing.
+                found = (d.mT @ a).square_().sum(dim=(1, 2), dtype=torch.float64)
+            sums[units[start : start + block]] = found.cpu()
     # A squared norm that rounding carried below zero is zero.
-    return sums.clamp_(min=0)
+    return sums.clamp_(min=0).to(inputs.device)
+
+
+def _row_dots(left: Tensor, right: Tensor) -> Tensor:
+    """Return the dot product of each pair of rows, without a tensor of the products."""
+    return torch.bmm(left[:, None], right[:, :, None]).flatten()
+
+
+def _by_count(units: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Group units by their number of rows: pairs of units (u,) and their rows (u, count)."""
+    order = torch.argsort(units, stable=True)
+    order = order[units[order] >= 0]
+    present, counts = torch.unique_consecutive(units[order], return_counts=True)
+    starts = counts.cumsum(0) - counts
+    groups = []
+    for count in torch.unique(counts).tolist():
+        chosen = counts == count
+        places = starts[chosen, None] + torch.arange(count)
+        groups.append((present[chosen], order[places]))
+    return groups
