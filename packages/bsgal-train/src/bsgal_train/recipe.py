@@ -21,7 +21,9 @@ __all__ = [
     "SelectionConfig",
 ]
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
+Architecture = Literal["mask_rcnn", "centernet2"]
+BackboneNorm = Literal["group", "frozen", "own"]
 SelectionMode = Literal["none", "paste_all", "paper"]
 
 
@@ -71,49 +73,83 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DetectorConfig:
-    """Shape of the Mask R-CNN.
+    """Shape of the detector.
 
     Attributes:
+        architecture: `mask_rcnn` (anchors, one box stage), or `centernet2` (class-agnostic
+            CenterNet proposals, three box stages).
         backbone: name of a timm model that can return feature maps of strides 4 to 32.
         backbone_channels: channels of the four stages of a timm ResNet; empty keeps timm's own.
+        backbone_weights: weights to start the backbone from: a file (.safetensors, or a .pth of
+            tensors), or `hub:` and the name of a timm model on the Hugging Face hub, which is
+            fetched when a run starts; empty starts from random weights.
+        backbone_norm: `group` replaces batch by group normalisation, to train from random
+            weights; `frozen` keeps the statistics of `backbone_weights`; `own` leaves timm's
+            layers, for backbones with layer normalisation.
+        drop_path: probability that a block of the backbone is skipped in training.
         fpn_channels: channels of the feature pyramid; a multiple of 32 (group normalisation).
         head_channels: channels of the heads' convolutions; a multiple of 32.
+        head_norm: normalisation of the pyramid's, box head's and mask head's convolutions.
+        n_tower_convs: convolutions of the CenterNet tower.
+        n_box_convs: convolutions of a box head.
+        n_box_fcs: fully connected layers of a box head, after them.
         n_mask_convs: convolutions of the mask head before its upsampling.
-        box_features: width of the fully connected layer before the class logits.
+        box_features: width of the fully connected layers before the class logits.
         anchor_sizes_px: anchor side for each pyramid level of strides 4, 8, 16, 32.
         anchors_per_image: anchors that enter the proposal loss.
         rois_per_image: proposals that enter the box and class losses.
+        roi_samples: samples per side of a bin, in the box and the mask pooler; 0 adapts to the
+            size of the region.
         positive_fraction: upper limit of the share of foreground among them.
-        proposals_per_image: proposals kept after non-maximum suppression.
+        proposals_per_image: proposals kept after non-maximum suppression; twice as many enter it
+            (on each level).
+        test_proposals_per_image: the same at prediction; 0 is as in training.
+        test_proposals_before_nms: how many enter it there; 0 is twice as many.
         class_agnostic_masks: predict one mask per proposal rather than one per class.
         prior_prob: probability that an untrained detector gives each class of a proposal.
+        federated_classes: classes that take part in a batch's classification loss; 0 is all.
         score_threshold: detections below it are not reported.
         nms_threshold: overlap above which the lower of two detections of a class is dropped.
         detections_per_image: upper limit, LVIS allows 300.
         image_px: longer side of an image at prediction; 0 keeps the image's size.
+        image_short_px: shorter side of an image at prediction; `image_px` is then the limit of the
+            longer one. 0 leaves it free.
         init: `random`, `baseline` (the detector shipped with the package), or a folder or
             safetensors file with weights.
-        precision: `bf16` runs convolutions and linear layers in bfloat16 (losses stay in fp32);
-            faster on processors with bfloat16 units, bit-identical only on the same machine.
+        precision: `bf16` or `fp16` runs convolutions and linear layers in it (losses stay in
+            fp32); faster on processors with units for it, bit-identical only on the same machine.
     """
 
+    architecture: Architecture = "mask_rcnn"
     backbone: str = "resnet18"
     backbone_channels: tuple[int, ...] = (32, 64, 128, 256)
+    backbone_weights: str = ""
+    backbone_norm: BackboneNorm = "group"
+    drop_path: float = 0.0
     fpn_channels: int = 64
     head_channels: int = 64
+    head_norm: Literal["group", "none"] = "group"
+    n_tower_convs: int = 2
+    n_box_convs: int = 1
+    n_box_fcs: int = 1
     n_mask_convs: int = 2
     box_features: int = 256
     anchor_sizes_px: tuple[int, ...] = (16, 32, 64, 128)
     anchors_per_image: int = 64
     rois_per_image: int = 64
+    roi_samples: tuple[int, int] = (1, 2)
     positive_fraction: float = 0.25
     proposals_per_image: int = 200
+    test_proposals_per_image: int = 0
+    test_proposals_before_nms: int = 0
     class_agnostic_masks: bool = True
     prior_prob: float = 0.01
+    federated_classes: int = 0
     score_threshold: float = 0.01
     nms_threshold: float = 0.5
     detections_per_image: int = 100
     image_px: int = 0
+    image_short_px: int = 0
     init: str = "random"
     precision: Precision = "fp32"
 
@@ -129,6 +165,15 @@ class DetectorConfig:
             0 < self.prior_prob < 1, f"detector.prior_prob must be in (0, 1): {self.prior_prob}"
         )
         _require(0 < self.positive_fraction <= 1, "detector.positive_fraction must be in (0, 1]")
+        _require(0 <= self.drop_path < 1, f"detector.drop_path must be in [0, 1): {self.drop_path}")
+        _require(self.n_box_convs + self.n_box_fcs > 0, "a box head needs a layer")
+        for name in ("federated_classes", "image_px", "image_short_px"):
+            _require(getattr(self, name) >= 0, f"detector.{name} must be at least 0")
+        _require(
+            self.backbone_norm != "frozen" or bool(self.backbone_weights),
+            "detector.backbone_norm=frozen keeps the statistics of trained weights: set "
+            "detector.backbone_weights, or detector.backbone_norm=group to train without",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

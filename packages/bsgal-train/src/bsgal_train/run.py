@@ -33,7 +33,12 @@ from bsgal_train.data import (
     compute_repeat_factors,
 )
 from bsgal_train.decision_log import read_decisions
-from bsgal_train.detector import build_detector, load_weights, save_detector
+from bsgal_train.detector import (
+    build_detector,
+    load_backbone_weights,
+    load_weights,
+    save_detector,
+)
 from bsgal_train.evaluation import LvisResult, evaluate_lvis
 from bsgal_train.metrics import read_metrics
 from bsgal_train.predict import predict
@@ -107,7 +112,7 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
     sampler = RepeatFactorSampler(
         compute_repeat_factors(annotations, recipe.data.repeat_threshold), seed
     )
-    detector = _initial_detector(recipe, [c.name for c in annotations.categories])
+    detector = _initial_detector(recipe, annotations)
     _prepare_folder(folder, recipe)
 
     def batches(start_position: int) -> Iterable[list[TrainingSample]]:
@@ -190,6 +195,7 @@ def evaluate_detector(
     loader = build_test_loader(
         annotations,
         image_px=recipe.detector.image_px,
+        image_short_px=recipe.detector.image_short_px,
         batch_size=_TEST_BATCH_SIZE,
         n_workers=recipe.data.n_workers,
     )
@@ -255,13 +261,19 @@ def _copy_paste(recipe: Recipe, annotations: LvisAnnotations) -> CopyPaste | Non
     return CopyPaste(pool, sampler, scale, on_corrupt="skip")
 
 
-def _initial_detector(recipe: Recipe, category_names: list[str]) -> nn.Module:
+def _initial_detector(recipe: Recipe, annotations: LvisAnnotations) -> nn.Module:
+    config = recipe.detector
+    names = [category.name for category in annotations.categories]
     with torch.random.fork_rng(devices=[]):
         # detectron2 and timm draw initial weights from the global generator.
         torch.manual_seed(recipe.schedule.seed)
-        detector = build_detector(recipe.detector, len(category_names))
-    if recipe.detector.init != "random":
-        load_weights(detector, recipe.detector.init, category_names)
+        detector = build_detector(
+            config, len(names), [category.image_count for category in annotations.categories]
+        )
+    if config.backbone_weights:
+        load_backbone_weights(detector, config.backbone_weights)
+    if config.init != "random":
+        load_weights(detector, config.init, names)
     return detector
 
 

@@ -110,7 +110,12 @@ def build_train_loader(
 
 
 def build_test_loader(
-    annotations: LvisAnnotations, *, image_px: int = 0, batch_size: int = 1, n_workers: int = 0
+    annotations: LvisAnnotations,
+    *,
+    image_px: int = 0,
+    image_short_px: int = 0,
+    batch_size: int = 1,
+    n_workers: int = 0,
 ) -> TestLoader:
     """Build the loader of an evaluation, over all images in the file's order.
 
@@ -118,6 +123,8 @@ def build_test_loader(
         annotations: The images to predict on.
         image_px: Longer side the images are resized to; 0 keeps their size. "height" and "width"
             of an input are the original ones, so detectron2 gives results in those.
+        image_short_px: Shorter side they are resized to, as far as the longer one stays within
+            `image_px`; 0: only `image_px` counts.
         batch_size: Images per list.
         n_workers: Loader processes; 0 loads in this process.
     """
@@ -126,7 +133,8 @@ def build_test_loader(
         list(range(start, min(start + batch_size, n_images)))
         for start in range(0, n_images, batch_size)
     ]
-    return TestLoader(_data_loader(_TestSet(annotations, image_px), batches, n_workers), n_images)
+    images = _TestSet(annotations, image_px, image_short_px)
+    return TestLoader(_data_loader(images, batches, n_workers), n_images)
 
 
 def _count(skipped: Counter[str], message: str) -> None:
@@ -158,9 +166,10 @@ class _TrainingSet(torch.utils.data.Dataset[TrainingSample]):
 
 
 class _TestSet(torch.utils.data.Dataset[dict[str, Any]]):
-    def __init__(self, annotations: LvisAnnotations, image_px: int) -> None:
+    def __init__(self, annotations: LvisAnnotations, image_px: int, image_short_px: int) -> None:
         self._annotations = annotations
         self._image_px = image_px
+        self._image_short_px = image_short_px
 
     def __getitem__(self, image_index: int) -> dict[str, Any]:
         record = self._annotations.images[image_index]
@@ -169,7 +178,7 @@ class _TestSet(torch.utils.data.Dataset[dict[str, Any]]):
         except CorruptImageError as error:
             return {"skipped": str(error)}
         return {
-            "image": image_tensor(_resized(image, self._image_px)),
+            "image": image_tensor(_resized(image, self._image_px, self._image_short_px)),
             "image_id": record.image_id,
             "file_name": str(record.path),
             "height": record.height,
@@ -177,11 +186,14 @@ class _TestSet(torch.utils.data.Dataset[dict[str, Any]]):
         }
 
 
-def _resized(image: npt.NDArray[np.uint8], longer_side_px: int) -> npt.NDArray[np.uint8]:
+def _resized(
+    image: npt.NDArray[np.uint8], longer_px: int, shorter_px: int
+) -> npt.NDArray[np.uint8]:
     height, width = image.shape[:2]
-    if longer_side_px in (0, max(height, width)):
+    limits = [(longer_px, max(height, width)), (shorter_px, min(height, width))]
+    factor = min((wanted / own for wanted, own in limits if wanted), default=1.0)
+    if factor == 1.0:
         return image
-    factor = longer_side_px / max(height, width)
     size_wh = max(1, round(width * factor)), max(1, round(height * factor))
     interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
     resized: npt.NDArray[np.uint8] = cv2.resize(image, size_wh, interpolation=interpolation)

@@ -1,4 +1,8 @@
-"""Mask R-CNN from detectron2's registry with a small timm backbone."""
+"""Mask R-CNN and CenterNet2 from detectron2's registries with timm backbones.
+
+What selection needs to know of a detector is in `row_losses`: every head reports its losses row by
+row, with the object that each row stands for and the modules that see just these rows.
+"""
 
 # ruff: noqa: E402 - detectron2 must be made importable before anything below imports it.
 
@@ -6,6 +10,7 @@ from bsgal_train.detectron2_setup import ensure_detectron2
 
 ensure_detectron2()
 
+from bsgal_train.detector.backbone_weights import load_backbone_weights
 from bsgal_train.detector.build import autocast, build_detector, training_losses
 from bsgal_train.detector.sampling import sampling
 from bsgal_train.detector.weights import load_weights, save_detector
@@ -13,6 +18,7 @@ from bsgal_train.detector.weights import load_weights, save_detector
 __all__ = [
     "autocast",
     "build_detector",
+    "load_backbone_weights",
     "load_weights",
     "sampling",
     "save_detector",

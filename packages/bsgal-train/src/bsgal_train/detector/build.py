@@ -6,22 +6,27 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 # Imported for their entries in detectron2's registries.
 import bsgal_train.detector.backbone
-import bsgal_train.detector.heads
+import bsgal_train.detector.cascade
+import bsgal_train.detector.centernet
 import bsgal_train.detector.rpn  # noqa: F401
+from bsgal_train.detector.configs import detectron2_config
+from bsgal_train.detector.federated import FederatedClasses
+from bsgal_train.detector.heads import SigmoidOutputLayers
 from bsgal_train.detector.sampling import sampling
 from bsgal_train.recipe import DetectorConfig, Precision
 
 __all__ = ["autocast", "build_detector", "training_losses"]
 
 
-def build_detector(config: DetectorConfig, n_classes: int) -> nn.Module:
-    """Build a Mask R-CNN with random weights on the CPU, in training mode.
+def build_detector(
+    config: DetectorConfig, n_classes: int, image_counts: Sequence[int] | None = None
+) -> nn.Module:
+    """Build a Mask R-CNN or a CenterNet2 with random weights on the CPU, in training mode.
 
     Weights are drawn from torch's global generator, as all of torch's initialisers do; callers
     fork and seed it.
@@ -29,6 +34,8 @@ def build_detector(config: DetectorConfig, n_classes: int) -> nn.Module:
     Args:
         config: the `detector` part of a recipe.
         n_classes: number of foreground classes, at least 1.
+        image_counts: training images of each class. A federated loss draws classes by them;
+            without, all classes take part, which only matters in training.
 
     Returns:
         A detectron2 `GeneralizedRCNN` that takes and returns detectron2's input and output
@@ -36,13 +43,25 @@ def build_detector(config: DetectorConfig, n_classes: int) -> nn.Module:
     """
     if n_classes < 1:
         raise ValueError(f"`n_classes` must be at least 1, got {n_classes}")
-    detector: nn.Module = build_model(_detectron2_config(config, n_classes))
+    if image_counts is not None and len(image_counts) != n_classes:
+        raise ValueError(
+            f"`image_counts` must have one number for each of {n_classes} classes, got "
+            f"{len(image_counts)}"
+        )
+    detector: Any = build_model(detectron2_config(config, n_classes))
+    if config.federated_classes and image_counts is not None:
+        federated = FederatedClasses(image_counts, config.federated_classes)
+        for module in detector.roi_heads.modules():
+            if isinstance(module, SigmoidOutputLayers):
+                module.federated = federated
+    assert isinstance(detector, nn.Module)
     return detector
 
 
 def autocast(precision: Precision) -> torch.autocast:
     """Return the context in which the detector's layers run at the recipe's precision."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16")
+    dtype = torch.float16 if precision == "fp16" else torch.bfloat16
+    return torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32")
 
 
 def training_losses(
@@ -64,62 +83,3 @@ def training_losses(
     with sampling(seed, image_keys), autocast(precision):
         losses: dict[str, Tensor] = detector(list(inputs))
     return losses
-
-
-def _detectron2_config(config: DetectorConfig, n_classes: int) -> CfgNode:
-    cfg = get_cfg()
-    model = cfg.MODEL
-    model.DEVICE = "cpu"
-    model.META_ARCHITECTURE = "GeneralizedRCNN"
-    # RGB, ImageNet statistics: the input of every timm model.
-    cfg.INPUT.FORMAT = "RGB"
-    model.PIXEL_MEAN = [123.675, 116.28, 103.53]
-    model.PIXEL_STD = [58.395, 57.12, 57.375]
-    model.MASK_ON = True
-
-    model.BACKBONE.NAME = "build_timm_fpn_backbone"
-    model.TIMM = CfgNode()
-    model.TIMM.NAME = config.backbone
-    model.TIMM.CHANNELS = list(config.backbone_channels)
-    model.FPN.OUT_CHANNELS = config.fpn_channels
-    model.FPN.NORM = "GN"
-    levels = ["p2", "p3", "p4", "p5"]
-
-    model.PROPOSAL_GENERATOR.NAME = "RowRPN"
-    model.ANCHOR_GENERATOR.SIZES = [[size] for size in config.anchor_sizes_px]
-    model.RPN.HEAD_NAME = "Fp32RPNHead"
-    model.RPN.IN_FEATURES = levels
-    model.RPN.BATCH_SIZE_PER_IMAGE = config.anchors_per_image
-    model.RPN.PRE_NMS_TOPK_TRAIN = 2 * config.proposals_per_image
-    model.RPN.PRE_NMS_TOPK_TEST = 2 * config.proposals_per_image
-    model.RPN.POST_NMS_TOPK_TRAIN = config.proposals_per_image
-    model.RPN.POST_NMS_TOPK_TEST = config.proposals_per_image
-
-    model.ROI_HEADS.NAME = "SigmoidROIHeads"
-    model.ROI_HEADS.IN_FEATURES = levels
-    model.ROI_HEADS.NUM_CLASSES = n_classes
-    model.ROI_HEADS.BATCH_SIZE_PER_IMAGE = config.rois_per_image
-    model.ROI_HEADS.POSITIVE_FRACTION = config.positive_fraction
-    model.ROI_HEADS.SCORE_THRESH_TEST = config.score_threshold
-    model.ROI_HEADS.NMS_THRESH_TEST = config.nms_threshold
-    cfg.TEST.DETECTIONS_PER_IMAGE = config.detections_per_image
-
-    model.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
-    model.ROI_BOX_HEAD.NUM_CONV = 1
-    model.ROI_BOX_HEAD.CONV_DIM = config.head_channels
-    model.ROI_BOX_HEAD.NUM_FC = 1
-    model.ROI_BOX_HEAD.FC_DIM = config.box_features
-    model.ROI_BOX_HEAD.NORM = "GN"
-    model.ROI_BOX_HEAD.POOLER_RESOLUTION = 7
-    model.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO = 1
-    model.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG = True
-    model.ROI_BOX_HEAD.PRIOR_PROB = config.prior_prob
-
-    model.ROI_MASK_HEAD.NAME = "Fp32MaskHead"
-    model.ROI_MASK_HEAD.NUM_CONV = config.n_mask_convs
-    model.ROI_MASK_HEAD.CONV_DIM = config.head_channels
-    model.ROI_MASK_HEAD.NORM = "GN"
-    model.ROI_MASK_HEAD.POOLER_RESOLUTION = 14
-    model.ROI_MASK_HEAD.POOLER_SAMPLING_RATIO = 2
-    model.ROI_MASK_HEAD.CLS_AGNOSTIC_MASK = config.class_agnostic_masks
-    return cfg

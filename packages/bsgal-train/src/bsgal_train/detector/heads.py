@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from detectron2.config import configurable
-from detectron2.modeling import ROI_HEADS_REGISTRY, StandardROIHeads
+from detectron2.modeling import ROI_HEADS_REGISTRY, ROIHeads, StandardROIHeads
 from detectron2.modeling.proposal_generator.rpn import RPN_HEAD_REGISTRY, StandardRPNHead
 from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.modeling.roi_heads.mask_head import (
@@ -18,12 +18,14 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bsgal_train.detector.federated import FederatedClasses
 from bsgal_train.detector.row_losses import proposal_rows, report
 from bsgal_train.detector.sampling import seed_image
 
 __all__ = [
     "Fp32MaskHead",
     "Fp32RPNHead",
+    "ImageWiseSampling",
     "SigmoidOutputLayers",
     "SigmoidROIHeads",
     "class_targets",
@@ -57,11 +59,17 @@ class SigmoidOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
     Each class is its own yes-or-no question, so frequent classes do not push rare ones down
     through a shared softmax; the bias starts at `prior_prob` so that the many negatives do not
     swamp the first steps (the initialisation of RetinaNet, section 4.1 of its paper).
+
+    Attributes:
+        federated: draws the classes that take part in a batch's loss; None: all of them.
+        stage: ending of the losses' names and of the modules', such as `0` in a cascade.
     """
 
     @configurable  # type: ignore[untyped-decorator]
     def __init__(self, *args: Any, prior_prob: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.federated: FederatedClasses | None = None
+        self.stage = ""
         self.cls_score: nn.Linear = nn.Linear(self.bbox_pred.in_features, self.num_classes)
         nn.init.normal_(self.cls_score.weight, std=0.01)
         nn.init.constant_(self.cls_score.bias, -math.log((1 - prior_prob) / prior_prob))
@@ -89,24 +97,31 @@ class SigmoidOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         )
         rows = proposal_rows(proposals, self.num_classes)
         normalizer = float(max(len(gt_classes), 1))
-        targets = class_targets(gt_classes, self.num_classes)
+        if self.federated is None:
+            targets = class_targets(gt_classes, self.num_classes)
+        else:
+            taking_part = self.federated.draw(gt_classes)
+            logits = logits[:, taking_part]
+            targets = (gt_classes[:, None] == taking_part).to(logits.dtype)
         per_class = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         foreground = gt_classes < self.num_classes
         wanted = self.box2box_transform.get_deltas(
             rows[foreground].boxes_xyxy, gt_boxes[foreground]
         )
         distance = smooth_l1_loss(deltas[foreground], wanted, self.smooth_l1_beta, reduction="none")
+        name_end = f"_stage{self.stage}" if self.stage else ""
+        module_end = f".{self.stage}" if self.stage else ""
         return {
-            "loss_cls": report(
-                name="loss_cls",
+            f"loss_cls{name_end}": report(
+                name=f"loss_cls{name_end}",
                 kind="cls",
                 per_row=per_class.sum(dim=1),
                 normalizer=normalizer,
                 rows=rows,
-                modules=("roi_heads.box_head", "roi_heads.box_predictor"),
+                modules=(f"roi_heads.box_head{module_end}", f"roi_heads.box_predictor{module_end}"),
             ),
-            "loss_box_reg": report(
-                name="loss_box_reg",
+            f"loss_box_reg{name_end}": report(
+                name=f"loss_box_reg{name_end}",
                 kind="box",
                 per_row=distance.sum(dim=1),
                 normalizer=normalizer,
@@ -122,15 +137,8 @@ class SigmoidOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
         return torch.split(probabilities, [len(p) for p in proposals])
 
 
-@ROI_HEADS_REGISTRY.register()
-class SigmoidROIHeads(StandardROIHeads):  # type: ignore[misc]
-    """detectron2's heads with `SigmoidOutputLayers` as box predictor."""
-
-    @classmethod
-    def _init_box_head(cls, cfg: Any, input_shape: Any) -> dict[str, Any]:
-        options = super()._init_box_head(cfg, input_shape)
-        options["box_predictor"] = SigmoidOutputLayers(cfg, options["box_head"].output_shape)
-        return dict(options)
+class ImageWiseSampling(ROIHeads):  # type: ignore[misc]
+    """Part of region heads: what is sampled in an image does not depend on those beside it."""
 
     @torch.no_grad()
     def label_and_sample_proposals(self, proposals: list[Any], targets: list[Any]) -> list[Any]:
@@ -140,6 +148,17 @@ class SigmoidROIHeads(StandardROIHeads):  # type: ignore[misc]
             seed_image(position, _STAGE)
             sampled += super().label_and_sample_proposals([proposal], [target])
         return sampled
+
+
+@ROI_HEADS_REGISTRY.register()
+class SigmoidROIHeads(ImageWiseSampling, StandardROIHeads):  # type: ignore[misc]
+    """detectron2's heads with `SigmoidOutputLayers` as box predictor."""
+
+    @classmethod
+    def _init_box_head(cls, cfg: Any, input_shape: Any) -> dict[str, Any]:
+        options = super()._init_box_head(cfg, input_shape)
+        options["box_predictor"] = SigmoidOutputLayers(cfg, options["box_head"].output_shape)
+        return dict(options)
 
 
 @RPN_HEAD_REGISTRY.register()

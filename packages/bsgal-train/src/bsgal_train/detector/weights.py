@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 SCHEMA = "bsgal.detector/1"
 
 # Layers with one row per class; everything else is shared between classes.
-_CLASS_LAYERS = ("roi_heads.box_predictor.cls_score.", "roi_heads.mask_head.predictor.")
+_CLASS_LAYER = re.compile(r"roi_heads\.(box_predictor\.(\d+\.)?cls_score|mask_head\.predictor)\.")
 
 
 class DetectorWeightsError(ValueError):
@@ -96,8 +97,7 @@ def load_weights(
     fresh = tuple(
         name
         for name in own
-        if name.startswith(_CLASS_LAYERS)
-        and not (same_categories or _is_class_agnostic(name, own[name]))
+        if _CLASS_LAYER.match(name) and not (same_categories or _is_class_agnostic(name, own[name]))
     )
     expected = {name: tuple(value.shape) for name, value in own.items() if name not in fresh}
     stored = {name: tuple(value.shape) for name, value in tensors.items() if name not in fresh}
