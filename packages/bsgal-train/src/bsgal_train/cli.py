@@ -80,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--read-images", action="store_true", help="decode every image")
     check.set_defaults(command=_check_data)
 
+    report = commands.add_parser("report", help="one HTML page about a run")
+    report.add_argument("run", type=Path, help="output folder of a run, finished or not")
+    report.add_argument("--out", type=Path, help="the page (default: report.html in the folder)")
+    report.set_defaults(command=_report)
+
     setup = commands.add_parser(
         "setup-detectron2", help="build and install detectron2 v0.6, without a compiler"
     )
@@ -167,6 +172,12 @@ def _check_data(options: argparse.Namespace) -> None:
     print(report)
     if not report.is_usable:
         raise ValueError("a run cannot start with this data; see the errors above")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from bsgal_train.report import run_report, write_page
+
+    print(write_page(run_report(options.run), options.out or options.run / "report.html"))
 
 
 def _setup_detectron2(options: argparse.Namespace) -> None:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from bsgal_train.decision_log import read_decisions
 from bsgal_train.demo.settings import DemoSettings
 from bsgal_train.demo.stages import StageRecord
-from bsgal_train.report import Arm, Fact, JudgedInstance, JudgedStep, Report, StageTime
+from bsgal_train.report import Arm, Fact, Report, StageTime
+from bsgal_train.report.pictures import pictured
+from bsgal_train.report.verdicts import Verdicts
 
 __all__ = ["demo_arms", "demo_report", "demo_table"]
 
@@ -24,7 +23,6 @@ ARMS = {
     "control": "continued on real data only",
     "paper": "continued with selected generated data",
 }
-PICTURE_PX = 160
 SHOWN_INSTANCES = 18
 
 
@@ -62,12 +60,9 @@ def demo_table(out_dir: Path) -> str:
 
 def demo_report(out_dir: Path, settings: DemoSettings, records: Sequence[StageRecord]) -> Report:
     """Gather the report of a finished demo."""
-    decisions = read_decisions(out_dir / "paper" / "decisions").to_pylist()
-    instances = list(_judged_instances(out_dir, decisions))
-    accepted = [one for one in instances if one.times_accepted == one.times_judged]
-    rejected = [one for one in instances if one.times_accepted < one.times_judged]
-    accepted.sort(key=lambda one: -one.contribution)
-    rejected.sort(key=lambda one: one.contribution)
+    verdicts = Verdicts(read_decisions(out_dir / "paper" / "decisions"))
+    best = verdicts.best_accepted(SHOWN_INSTANCES)
+    instances = pictured([*best, *verdicts.worst_rejected(SHOWN_INSTANCES)], out_dir / "pool")
     return Report(
         title="bsgal demo",
         summary=(
@@ -79,9 +74,11 @@ def demo_report(out_dir: Path, settings: DemoSettings, records: Sequence[StageRe
             "In this mode one verdict covers all instances pasted in a training step, so an "
             "instance shares the score of its companions."
         ),
-        best_accepted=accepted[:SHOWN_INSTANCES],
-        worst_rejected=rejected[:SHOWN_INSTANCES],
-        steps=_judged_steps(decisions),
+        acceptance=verdicts.acceptance(),
+        histograms=verdicts.histograms(),
+        best_accepted=instances[: len(best)],
+        worst_rejected=instances[len(best) :],
+        steps=verdicts.over_time(),
         stages=[
             StageTime(
                 title=record.title,
@@ -101,55 +98,6 @@ def demo_report(out_dir: Path, settings: DemoSettings, records: Sequence[StageRe
             Fact(name="threads", value=str(settings.threads)),
         ],
     )
-
-
-def _judged_steps(decisions: Sequence[dict[str, Any]]) -> list[JudgedStep]:
-    by_step = {row["step"]: row for row in decisions if row["contribution"] is not None}
-    return [
-        JudgedStep(
-            step=step,
-            contribution=row["contribution"],
-            threshold=row["threshold"],
-            accepted=row["verdict"] == "accept",
-        )
-        for step, row in sorted(by_step.items())
-    ]
-
-
-def _judged_instances(
-    out_dir: Path, decisions: Sequence[dict[str, Any]]
-) -> Iterator[JudgedInstance]:
-    judged: dict[str, list[dict[str, Any]]] = {}
-    for row in decisions:
-        if row["verdict"] in ("accept", "reject"):
-            judged.setdefault(row["instance_id"], []).append(row)
-    manifest = (out_dir / "pool" / "manifest.jsonl").read_text(encoding="utf-8")
-    for line in manifest.splitlines():
-        entry = json.loads(line)
-        rows = judged.get(entry["instance_id"])
-        if rows:
-            yield JudgedInstance(
-                instance_id=entry["instance_id"],
-                category=entry["category_name"],
-                frequency=rows[0]["frequency"],
-                prompt=entry["prompt"],
-                picture_png=_thumbnail(out_dir / "pool" / entry["file"]),
-                contribution=sum(row["contribution"] for row in rows) / len(rows),
-                times_judged=len(rows),
-                times_accepted=sum(row["verdict"] == "accept" for row in rows),
-            )
-
-
-def _thumbnail(path: Path) -> bytes:
-    """Return an instance on white, as PNG, small enough to be carried in a page."""
-    with Image.open(path) as picture:
-        rgba = picture.convert("RGBA")
-    rgba.thumbnail((PICTURE_PX, PICTURE_PX))
-    page = Image.new("RGBA", rgba.size, "white")
-    page.alpha_composite(rgba)
-    stream = io.BytesIO()
-    page.convert("RGB").save(stream, format="PNG")
-    return stream.getvalue()
 
 
 def _percent(evaluation: dict[str, Any], iou_type: str) -> dict[str, float]:

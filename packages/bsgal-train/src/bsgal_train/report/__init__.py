@@ -1,22 +1,32 @@
-"""The report page of a study: one HTML file that needs no network."""
+"""Report pages of runs and of the demo: one HTML file that needs no network."""
 
 from bsgal_train.report.content import (
     Arm,
+    CategoryRow,
     Fact,
     JudgedInstance,
     JudgedStep,
+    Line,
+    MetricsRow,
     Report,
+    ScoreHistogram,
     StageTime,
 )
 from bsgal_train.report.page import render_page, write_page
+from bsgal_train.report.run_report import run_report
 
 __all__ = [
     "Arm",
+    "CategoryRow",
     "Fact",
     "JudgedInstance",
     "JudgedStep",
+    "Line",
+    "MetricsRow",
     "Report",
+    "ScoreHistogram",
     "StageTime",
     "render_page",
+    "run_report",
     "write_page",
 ]

@@ -6,9 +6,10 @@ import math
 from collections.abc import Sequence
 
 from bsgal_train.report.content import JudgedStep
+from bsgal_train.report.frame import Frame
 
-WIDTH_PX, HEIGHT_PX = 720, 220
-LEFT_PX, RIGHT_PX, TOP_PX, BOTTOM_PX = 48, 12, 12, 28
+MAX_DOTS = 1200
+"""Of more verdicts, evenly chosen ones are drawn, so that a page of a long run still opens."""
 
 
 def contribution_chart(steps: Sequence[JudgedStep]) -> str:
@@ -25,43 +26,26 @@ def contribution_chart(steps: Sequence[JudgedStep]) -> str:
     )
     if not drawn:
         return ""
+    drawn = drawn[:: math.ceil(len(drawn) / MAX_DOTS)]
     first, last = drawn[0].step, max(drawn[-1].step, drawn[0].step + 1)
     values = [step.contribution for step in drawn] + [step.threshold for step in drawn] + [0.0]
     low, high = min(values), max(values)
     margin = 0.08 * (high - low) or 1.0
-    low, high = low - margin, high + margin
-
-    def x_px(step: int) -> float:
-        return LEFT_PX + (step - first) / (last - first) * (WIDTH_PX - LEFT_PX - RIGHT_PX)
-
-    def y_px(value: float) -> float:
-        return TOP_PX + (high - value) / (high - low) * (HEIGHT_PX - TOP_PX - BOTTOM_PX)
-
-    parts = [
-        f'<svg viewBox="0 0 {WIDTH_PX} {HEIGHT_PX}" role="img" '
-        'aria-label="contribution of each judged step, and the threshold">'
-    ]
-    for value in (low + margin, 0.0, high - margin):
-        parts.append(
-            f'<line class="grid" x1="{LEFT_PX}" x2="{WIDTH_PX - RIGHT_PX}" '
-            f'y1="{y_px(value):.1f}" y2="{y_px(value):.1f}"/>'
-            f'<text x="{LEFT_PX - 6}" y="{y_px(value) + 4:.1f}" text-anchor="end">'
-            f"{value:.2f}</text>"
-        )
-    line = " ".join(f"{x_px(step.step):.1f},{y_px(step.threshold):.1f}" for step in drawn)
+    frame = Frame(x_range=(first, last), y_range=(low - margin, high + margin))
+    parts = [frame.opening("contribution of each judged step, and the threshold")]
+    parts += [frame.grid_line(value, f"{value:.2g}") for value in sorted({low, 0.0, high})]
+    line = " ".join(
+        f"{frame.x_px(step.step):.1f},{frame.y_px(step.threshold):.1f}" for step in drawn
+    )
     parts.append(f'<polyline class="threshold" points="{line}"/>')
     for step in drawn:
         outcome = "accepted" if step.accepted else "rejected"
         parts.append(
-            f'<circle class="{outcome}" cx="{x_px(step.step):.1f}" '
-            f'cy="{y_px(step.contribution):.1f}" r="3"><title>step {step.step}: '
-            f"{step.contribution:.3f}, {outcome}</title></circle>"
+            f'<circle class="{outcome}" cx="{frame.x_px(step.step):.1f}" '
+            f'cy="{frame.y_px(step.contribution):.1f}" r="3"><title>step {step.step}: '
+            f"{step.contribution:.3g}, {outcome}</title></circle>"
         )
-    for step_number in (first, last):
-        anchor = "start" if step_number == first else "end"
-        parts.append(
-            f'<text x="{x_px(step_number):.1f}" y="{HEIGHT_PX - 8}" text-anchor="{anchor}">'
-            f"step {step_number}</text>"
-        )
+    parts.append(frame.x_label(first, f"step {first}", "start"))
+    parts.append(frame.x_label(last, f"step {last}", "end"))
     parts.append("</svg>")
     return "".join(parts)

@@ -27,6 +27,33 @@ class Arm:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsRow:
+    """All averages of one IoU type."""
+
+    name: str
+    values: Mapping[str, float]
+    """By the metric's name, in [0, 100]; NaN where there is nothing to average."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CategoryRow:
+    """How well one category was found, and what became of its generated instances."""
+
+    category_id: int
+    name: str
+    frequency: str
+    n_objects: int
+    """Objects of it in the validation images."""
+    segm_ap: float
+    """Mask AP in [0, 100]; NaN without an object."""
+    segm_ap50: float
+    bbox_ap: float
+    n_judged: int
+    """How often an instance of it was accepted or rejected."""
+    n_accepted: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedInstance:
     """One generated instance and what was decided about it."""
 
@@ -49,6 +76,30 @@ class JudgedStep:
     contribution: float
     threshold: float
     accepted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A line of a chart."""
+
+    name: str
+    style: str
+    """Class of its colour in the page's style sheet: `r`, `c`, `f`, or `ink`."""
+    points: Sequence[tuple[float, float]]
+    """(x, y), x rising; points that are not finite are left out."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreHistogram:
+    """How the scores of one frequency group are distributed."""
+
+    title: str
+    edges: Sequence[float]
+    """n + 1 edges of n bins; the outer bins also hold what lies beyond."""
+    n_accepted: Sequence[int]
+    n_rejected: Sequence[int]
+    threshold: float
+    """Mean threshold of the verdicts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +126,25 @@ class Report:
 
     title: str
     summary: str
-    arms: Sequence[Arm]
-    verdict_note: str
+    arms: Sequence[Arm] = ()
+    verdict_note: str = ""
     """What one verdict covers (a batch, an image or an instance), in a sentence."""
+    metrics: Sequence[MetricsRow] = ()
+    metrics_note: str = ""
+    """The protocol, and what was evaluated."""
+    losses: Sequence[Line] = ()
+    evaluations: Sequence[Line] = ()
+    """Results of evaluations during training."""
+    acceptance: Sequence[Line] = ()
+    """Accepted share in [0, 1] over steps, by frequency group."""
+    histograms: Sequence[ScoreHistogram] = ()
     best_accepted: Sequence[JudgedInstance] = ()
     """Instances that were accepted every time, in the order to show."""
     worst_rejected: Sequence[JudgedInstance] = ()
     """Instances that were rejected at least once, in the order to show."""
     steps: Sequence[JudgedStep] = ()
+    categories: Sequence[CategoryRow] = ()
+    notes: Sequence[str] = ()
+    """What is missing from the page, and why."""
     stages: Sequence[StageTime] = ()
     facts: Sequence[Fact] = field(default_factory=tuple)

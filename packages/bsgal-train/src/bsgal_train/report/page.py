@@ -1,4 +1,4 @@
-"""Lay a report out as one HTML file: pictures inside, no script from elsewhere, no network."""
+"""Lay a report out as one HTML file: pictures and script inside, no network."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import base64
 import math
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from bsgal_train.report.chart import contribution_chart
 from bsgal_train.report.content import Report
+from bsgal_train.report.histogram_chart import histogram_chart
+from bsgal_train.report.line_chart import line_chart
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -22,6 +25,11 @@ def _number(value: float | None, digits: int = 1) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.0f} %"
+
+
+def _sortable(value: float | None) -> str:
+    """Write a number for the sorting script, which puts empty ones last."""
+    return "" if value is None or math.isnan(value) else f"{value:.6g}"
 
 
 def _duration(seconds: float) -> str:
@@ -38,10 +46,35 @@ def render_page(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(number=_number, share=_share, duration=_duration, data_uri=_data_uri)
-    template = resources.files("bsgal_train.report").joinpath("page.html.jinja").read_text("utf-8")
-    chart = Markup(contribution_chart(report.steps))
-    return environment.from_string(template).render(report=report, chart=chart)
+    environment.filters.update(
+        number=_number, share=_share, sortable=_sortable, duration=_duration, data_uri=_data_uri
+    )
+    return environment.from_string(_part("page.html.jinja")).render(
+        report=report, charts=_charts(report), sort_script=Markup(_part("sort.js"))
+    )
+
+
+def _part(name: str) -> str:
+    return resources.files("bsgal_train.report").joinpath(name).read_text("utf-8")
+
+
+def _charts(report: Report) -> dict[str, Any]:
+    """Draw what there is to draw; an empty string stands for nothing."""
+    return {
+        "verdicts": Markup(contribution_chart(report.steps)),
+        "loss": Markup(line_chart(report.losses, label="loss over training steps")),
+        "evaluations": Markup(
+            line_chart(report.evaluations, label="average precision over training steps")
+        ),
+        "acceptance": Markup(
+            line_chart(
+                report.acceptance, label="accepted share over training steps", y_range=(0.0, 1.0)
+            )
+        ),
+        "histograms": [
+            (histogram.title, Markup(histogram_chart(histogram))) for histogram in report.histograms
+        ],
+    }
 
 
 def write_page(report: Report, path: Path) -> Path:

@@ -1,0 +1,191 @@
+"""The report of one run, from what the run left in its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from bsgal_train.decision_log import read_decisions
+from bsgal_train.metrics import read_metrics
+from bsgal_train.recipe import Recipe
+from bsgal_train.report.content import CategoryRow, Fact, JudgedInstance, Line, MetricsRow, Report
+from bsgal_train.report.pictures import pictured
+from bsgal_train.report.verdicts import InstanceVerdicts, Verdicts
+
+__all__ = ["run_report"]
+
+_METRICS = {
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "APs": "aps",
+    "APm": "apm",
+    "APl": "apl",
+    "APr": "apr",
+    "APc": "apc",
+    "APf": "apf",
+    "AR": "ar",
+}
+_EVALUATIONS = {"ap": ("AP", "ink"), "apr": ("APr", "r"), "apc": ("APc", "c"), "apf": ("APf", "f")}
+_IOU_TYPES = {"segm": "masks", "bbox": "boxes"}
+_VERDICT_NOTES = {
+    "batch": "One verdict covers all instances pasted in a training step, so an instance shares "
+    "the score of its companions.",
+    "image": "One verdict covers all instances pasted into an image.",
+    "instance": "Every pasted instance has a verdict of its own.",
+}
+
+
+def run_report(folder: str | Path, *, n_pictures: int = 18) -> Report:
+    """Gather the report of a run, also of one that has not come to its end.
+
+    Args:
+        folder: output folder of a run.
+        n_pictures: instances shown at most among the best accepted, and the worst rejected.
+
+    Raises:
+        ValueError: the folder holds no run.
+    """
+    folder = Path(folder)
+    if not (folder / "recipe.json").is_file():
+        raise ValueError(f"{folder} holds no run: there is no recipe.json in it")
+    recipe = Recipe.load(folder / "recipe.json")
+    metrics = read_metrics(folder / "metrics.jsonl")
+    verdicts = Verdicts(read_decisions(folder / "decisions"))
+    results = _results(folder)
+    evaluation = results.get("evaluation") or {}
+    notes = []
+    if not results:
+        notes.append("The run has not come to its end: there is no result yet.")
+    elif not evaluation:
+        notes.append("The run had no validation annotations, so there is no average precision.")
+    best, worst, problem = _pictured(verdicts, recipe, n_pictures)
+    notes += problem
+    return Report(
+        title=f"Run {folder.resolve().name}",
+        summary=_summary(recipe, metrics, results),
+        verdict_note=_VERDICT_NOTES.get(verdicts.granularity, ""),
+        metrics=_metrics_rows(evaluation),
+        metrics_note=_metrics_note(evaluation),
+        losses=_lines(metrics, {"loss": ("loss", "ink")}),
+        evaluations=_lines(
+            metrics, {f"val/{key}": shown for key, shown in _EVALUATIONS.items()}, factor=100
+        ),
+        acceptance=verdicts.acceptance(),
+        histograms=verdicts.histograms(),
+        best_accepted=best,
+        worst_rejected=worst,
+        steps=verdicts.over_time() if verdicts.has_scores else (),
+        categories=_categories(evaluation, verdicts),
+        notes=notes,
+        facts=_facts(recipe),
+    )
+
+
+def _results(folder: Path) -> dict[str, Any]:
+    path = folder / "results.json"
+    if not path.is_file():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _pictured(
+    verdicts: Verdicts, recipe: Recipe, n: int
+) -> tuple[list[JudgedInstance], list[JudgedInstance], list[str]]:
+    best, worst = verdicts.best_accepted(n), verdicts.worst_rejected(n)
+    if not best and not worst:
+        judged = "without a score" if len(verdicts) else "at all"
+        return [], [], [f"No instance was judged {judged}, so none is shown."]
+    pool = Path(recipe.paste.pool)
+    try:
+        shown: list[InstanceVerdicts] = [*best, *worst]
+        instances = pictured(shown, pool)
+    except (OSError, ValueError) as error:
+        return [], [], [f"Instances are not shown: {error}"]
+    return instances[: len(best)], instances[len(best) :], []
+
+
+def _summary(
+    recipe: Recipe, metrics: Sequence[Mapping[str, float]], results: Mapping[str, Any]
+) -> str:
+    last_step = int(max((row["step"] for row in metrics), default=0))
+    text = (
+        f"Mode {recipe.selection.mode}, {last_step} of {recipe.schedule.n_steps} steps of "
+        f"{recipe.schedule.batch_size} images"
+    )
+    if results.get("step_s"):
+        text += f", {results['step_s']:.2f} s per step"
+    if results.get("accepted_share") is not None:
+        text += f", {100 * results['accepted_share']:.0f} % accepted"
+    return text + "."
+
+
+def _metrics_rows(evaluation: Mapping[str, Any]) -> list[MetricsRow]:
+    metrics: Mapping[str, Mapping[str, float | None]] = evaluation.get("metrics", {})
+    return [
+        MetricsRow(
+            name=title,
+            values={name: _percent(metrics[key][field]) for name, field in _METRICS.items()},
+        )
+        for key, title in _IOU_TYPES.items()
+        if key in metrics
+    ]
+
+
+def _metrics_note(evaluation: Mapping[str, Any]) -> str:
+    if not evaluation:
+        return ""
+    protocol = evaluation["protocol"]
+    return (
+        f"In percent; protocol {protocol['name']} ({protocol['max_detections']} detections per "
+        f"{protocol['per']}); {evaluation['n_images']} images, {evaluation['n_instances']} "
+        f"objects, {evaluation['n_predictions']} predictions."
+    )
+
+
+def _lines(
+    metrics: Sequence[Mapping[str, float]],
+    shown: Mapping[str, tuple[str, str]],
+    factor: float = 1.0,
+) -> list[Line]:
+    lines = []
+    for key, (name, style) in shown.items():
+        points = [(row["step"], factor * row[key]) for row in metrics if key in row]
+        if points:
+            lines.append(Line(name=name, style=style, points=points))
+    return lines
+
+
+def _categories(evaluation: Mapping[str, Any], verdicts: Verdicts) -> list[CategoryRow]:
+    judged = verdicts.of_categories()
+    return [
+        CategoryRow(
+            category_id=row["category_id"],
+            name=row["name"],
+            frequency=row["frequency"] or "",
+            n_objects=row["n_instances"],
+            segm_ap=_percent(row["ap"].get("segm")),
+            segm_ap50=_percent(row["ap50"].get("segm")),
+            bbox_ap=_percent(row["ap"].get("bbox")),
+            n_judged=judged.get(row["category_id"], (0, 0))[0],
+            n_accepted=judged.get(row["category_id"], (0, 0))[1],
+        )
+        for row in evaluation.get("categories", ())
+    ]
+
+
+def _percent(value: float | None) -> float:
+    return float("nan") if value is None else 100 * value
+
+
+def _facts(recipe: Recipe) -> list[Fact]:
+    default = Recipe.from_dict({}).to_dict()
+    return [
+        Fact(name=f"{part}.{name}", value=json.dumps(value))
+        for part, named in recipe.to_dict().items()
+        for name, value in named.items()
+        if json.dumps(value) != json.dumps(default[part][name])
+    ]
