@@ -78,6 +78,26 @@ def test_a_dry_run_writes_nothing(photo_arguments, tmp_path, capsys):
     assert "30 images" in capsys.readouterr().out
 
 
+def test_objects_are_copied_between_real_photographs(coco_mini, tmp_path, capsys):
+    arguments = [
+        "--annotations", str(coco_mini / "lvis_val.json"),
+        "--image-root", str(coco_mini / "images" / "val"), "--preset", "simple_copy_paste",
+        "--out", str(tmp_path / "sheet.png"), "--n-images", "6", "--tile-px", "100",
+    ]  # fmt: skip
+    assert cli.main(["preview", *arguments]) == 0
+    assert " 0 pasted" not in capsys.readouterr().out
+    assert cli.main(["preview", *arguments, "--pool", "p"]) == 1
+    assert "the source is self, which takes no --pool" in capsys.readouterr().err
+    assert cli.main(["preview", *arguments, "--source", "both"]) == 1
+    assert "the source is both, which needs --pool" in capsys.readouterr().err
+
+
+def test_a_run_that_pastes_nothing_says_so(photo_arguments, tmp_path, capsys):
+    out = ["--out", str(tmp_path / "composed"), "--count-range", "0", "1"]
+    assert cli.main(["compose", *photo_arguments, *out]) == 0
+    assert "nothing was pasted" in capsys.readouterr().err
+
+
 def test_card_prints_json(write_pool, capsys):
     assert cli.main(["card", str(write_pool([{}, {"category_id": 4}]))]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"1": 1, "4": 1}

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from bsgal_paste import InstancePool, PasteConfig, cli
+from bsgal_paste import PRESETS, InstancePool, LvisDonors, PasteConfig, cli
 from bsgal_paste._compose import ComposeConfig, compose
 from bsgal_paste._lvis import encode_mask, load_lvis
 
@@ -190,6 +190,34 @@ def test_a_killed_run_goes_on_to_the_same_bytes(dataset, pool_root, tmp_path):
     assert not (tmp_path / "killed" / "annotations.json").exists()
     assert cli.main(arguments("killed")) == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_instances_are_copied_between_the_images_and_say_from_where(dataset, tmp_path):
+    recipe = PRESETS["simple_copy_paste"]
+    lvis = load_lvis(dataset[0])
+    paste = recipe.build(donors=LvisDonors(lvis.raw, dataset[1]))
+    config = dataclasses.replace(PNG, copies_per_image=3)
+    out = tmp_path / "out"
+    summary = compose(
+        lvis, dataset[1], paste, out, config=config, recipe=dataclasses.asdict(recipe), n_workers=2
+    )
+    assert summary.n_pasted > 3
+    entries = json.loads((out / "annotations.json").read_text())["annotations"]
+    copies = [entry for entry in entries if entry["origin"] == "self"]
+    assert len(copies) == summary.n_pasted
+    assert {entry["instance_id"] for entry in copies} <= {f"annotation-{500 + i}" for i in range(6)}
+    assert {entry["source_annotation_id"] for entry in copies} == {None}
+
+
+def test_annotations_without_masks_stay_without(dataset, pool_root, tmp_path):
+    for annotation in dataset[0]["annotations"]:
+        del annotation["segmentation"]
+    summary = run(dataset, pool_root, tmp_path / "out")
+    assert summary.n_images == 6
+    assert summary.n_pasted > 6
+    entries = json.loads((tmp_path / "out" / "annotations.json").read_text())["annotations"]
+    assert not any("segmentation" in entry for entry in entries)
+    assert {entry["origin"] for entry in entries} == {"real", "pool"}
 
 
 def test_a_damaged_photograph_is_left_out_named_and_tried_again(dataset, pool_root, tmp_path):

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from bsgal_paste import (
     AnnotatedImage,
     CategoryBalancedSampler,
+    ColourJitter,
     CopyPaste,
+    ImageDonors,
     InstancePool,
     OfficialVisibility,
     UniformScale,
@@ -26,6 +28,18 @@ VISIBILITY = st.sampled_from(
         OfficialVisibility(),
     ]
 )
+
+
+def donor_options(draw, rng):
+    """Sometimes copy from a second random image as well."""
+    if not draw(st.booleans()):
+        return {}
+    height, width = rng.integers(8, 120, size=2)
+    masks = rng.random((draw(st.integers(1, 4)), height, width)) < 0.3
+    masks[:, 0, 0] = True
+    image = rng.integers(0, 256, size=(height, width, 3), dtype=np.uint8)
+    donor = AnnotatedImage(image, masks, rng.integers(1, 9, size=len(masks)))
+    return {"source": "both", "donors": ImageDonors([donor])}
 
 
 @st.composite
@@ -52,6 +66,11 @@ def pastes(draw, blend_mode="hard"):
         UniformScale(scale_range=(0.1, 0.8)),
         visibility=draw(VISIBILITY),
         blend_mode=blend_mode,
+        position=draw(st.sampled_from(["uniform", "inside"])),
+        order=draw(st.sampled_from(["drawn", "large_first"])),
+        rotation_range_deg=draw(st.sampled_from([(0, 0), (-180, 180)])),
+        colour_jitter=draw(st.sampled_from([None, ColourJitter(prob=0.7)])),
+        **donor_options(draw, rng),
     )
     seed = draw(st.integers(0, 2**32 - 1))
     return target, paste, seed
@@ -64,7 +83,7 @@ def test_every_field_stays_in_step(case):
     result = paste(target, np.random.default_rng(seed))
     fields = (
         result.boxes_xyxy, result.category_ids, result.areas, result.instance_ids,
-        result.source_index, result.visible_frac, result.is_pasted,
+        result.source_index, result.visible_frac, result.is_pasted, result.origins,
     )  # fmt: skip
     assert {len(field) for field in fields} == {len(result.masks)}
     np.testing.assert_array_equal(result.boxes_xyxy, tight_boxes_xyxy(result.masks))
@@ -78,6 +97,8 @@ def test_every_field_stays_in_step(case):
     assert (np.diff(result.source_index[:n_real]) > 0).all(), "in the order of the input"
     assert result.instance_ids[:n_real] == [None] * n_real
     assert None not in result.instance_ids[n_real:]
+    assert set(result.origins[:n_real]) <= {"real"}
+    assert set(result.origins[n_real:]) <= {"pool", "self"}
     kept_categories = target.category_ids[result.source_index[:n_real]]
     np.testing.assert_array_equal(result.category_ids[:n_real], kept_categories)
 
@@ -97,8 +118,9 @@ def test_no_instance_gains_pixels_and_none_is_lost_unnamed(case):
     kept_real = set(result.source_index[~result.is_pasted].tolist())
     assert removed_real | kept_real == set(range(len(target)))
     assert not removed_real & kept_real
-    n_removed_pasted = sum(gone.source_index < 0 for gone in result.removed)
-    assert result.n_pasted + n_removed_pasted == len(drawn.positions)
+    from_pool = [origin == "pool" for origin in result.origins].count(True)
+    from_pool += sum(str(gone.instance_id).startswith("memory-") for gone in result.removed)
+    assert from_pool == len(drawn.positions)
 
 
 @settings(max_examples=200)
@@ -116,10 +138,21 @@ def test_pixels_outside_the_pasted_masks_are_unchanged(case):
     np.testing.assert_array_equal(result.image[outside], before[outside])
 
 
-@settings(max_examples=60)
-@given(pastes(blend_mode="alpha"))
-def test_alpha_blending_changes_no_annotation(case):
+@settings(max_examples=100)
+@given(pastes(blend_mode="gaussian"))
+def test_gaussian_blending_keeps_to_the_pasted_masks_too(case):
     target, paste, seed = case
+    paste.visibility = VisibleShare(min_visible_frac=0.0)
+    result = paste(target, np.random.default_rng(seed))
+    outside = ~result.masks[result.is_pasted].any(axis=0)
+    np.testing.assert_array_equal(result.image[outside], target.image[outside])
+
+
+@settings(max_examples=100)
+@given(pastes(), st.sampled_from(["alpha", "gaussian", "poisson"]))
+def test_blending_changes_no_annotation(case, blend_mode):
+    target, paste, seed = case
+    paste.blend_mode = blend_mode
     soft = paste(target, np.random.default_rng(seed))
     paste.blend_mode = "hard"
     hard = paste(target, np.random.default_rng(seed))
@@ -145,6 +178,7 @@ def test_the_same_seed_gives_the_same_bytes(case):
 def test_nothing_drawn_is_the_identity(case):
     target, paste, seed = case
     paste.sampler = CategoryBalancedSampler(paste.pool, count_range=(0, 1))
+    paste.donors = None
     result = paste(target, np.random.default_rng(seed))
     assert result.image.tobytes() == target.image.tobytes()
     assert result.masks.tobytes() == target.masks.tobytes()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from importlib.metadata import version
 
-from bsgal_paste._annotated_image import AnnotatedImage, tight_boxes_xyxy
+from bsgal_paste._annotated_image import AnnotatedImage, Origin, tight_boxes_xyxy
 from bsgal_paste._apply import PasteResult, RemovedInstance, apply_cutouts
 from bsgal_paste._blend import BLEND_MODES, BlendMode
 from bsgal_paste._category_weights import Cooccurrence, FrequencyGroups, RepeatFactors
-from bsgal_paste._copy_paste import CopyPaste, PasteParameters
+from bsgal_paste._colour import ColourJitter
+from bsgal_paste._copy_paste import SOURCES, CopyPaste, PasteParameters, Source, sample_rng
 from bsgal_paste._cutout import Cutout
+from bsgal_paste._donors import DonorParameters, Donors, ImageDonors, LvisDonors
 from bsgal_paste._names import normalise_category_name
 from bsgal_paste._pool import InstancePool, PoolCard, PoolInstance
 from bsgal_paste._samplers import (
@@ -39,22 +41,29 @@ __version__ = version("bsgal-paste")
 __all__ = [
     "BLEND_MODES",
     "PRESETS",
+    "SOURCES",
     "AnnotatedImage",
     "AnnotationError",
     "BlendMode",
     "CategoryBalancedSampler",
     "CategoryWeightedSampler",
+    "ColourJitter",
     "Cooccurrence",
     "CopyPaste",
     "CorruptInstanceError",
     "Cutout",
+    "DonorParameters",
+    "Donors",
     "EmptyPoolError",
     "FixedSampler",
     "FrequencyGroups",
+    "ImageDonors",
     "InstancePool",
+    "LvisDonors",
     "NoCommonCategoryError",
     "NormalScale",
     "OfficialVisibility",
+    "Origin",
     "PasteConfig",
     "PasteParameters",
     "PasteResult",
@@ -67,6 +76,7 @@ __all__ = [
     "ScaleEntry",
     "ScaleRule",
     "ScaleStatistics",
+    "Source",
     "UniformSampler",
     "UniformScale",
     "VisibilityRule",
@@ -74,5 +84,6 @@ __all__ = [
     "__version__",
     "apply_cutouts",
     "normalise_category_name",
+    "sample_rng",
     "tight_boxes_xyxy",
 ]

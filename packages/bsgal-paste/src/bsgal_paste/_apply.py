@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from bsgal_paste._annotated_image import AnnotatedImage, tight_boxes_xyxy
+from bsgal_paste._annotated_image import AnnotatedImage, Origin
 from bsgal_paste._arrays import BoolArray, ByteArray, FloatArray, IntArray
 from bsgal_paste._blend import BlendMode, blend
 from bsgal_paste._cutout import Cutout
@@ -25,8 +25,8 @@ class RemovedInstance:
         reason: `hidden` under others or, for a pasted one, too far outside the image; for
             instances that were drawn but not placed `too_small`, `too_large`, `outside`,
             `corrupt`.
-        category_id: Its category.
-        instance_id: Its pool id, or None for a real instance.
+        category_id: Its category, or -1 for a whole donor image that cannot be read.
+        instance_id: Its id, or None for a real instance.
         source_index: Its index in the input, or -1 for a pasted instance.
         visible_frac: Share of its area that would be visible.
     """
@@ -52,7 +52,9 @@ class PasteResult:
             covers, else the tight box of the mask.
         category_ids: Int64 `(N,)`.
         areas: Int64 `(N,)`, visible pixels.
-        instance_ids: N entries: the pool's instance id, or None for a real one.
+        instance_ids: N entries: the pool's instance id, what the donor image calls one that is
+            copied from there, or None for a real one.
+        origins: N entries: `real`, `pool`, or `self` for one copied from another annotated image.
         source_index: Int64 `(N,)`: index in `original`, or -1 for a pasted instance.
         visible_frac: Float64 `(N,)`: visible share of the whole object. For a real instance the
             whole is its mask in `original`.
@@ -66,6 +68,7 @@ class PasteResult:
     category_ids: IntArray
     areas: IntArray
     instance_ids: list[str | None]
+    origins: list[Origin]
     source_index: IntArray
     visible_frac: FloatArray
     removed: tuple[RemovedInstance, ...]
@@ -92,6 +95,8 @@ class PasteResult:
             self.category_ids,
             boxes_xyxy=self.boxes_xyxy,
             instance_ids=self.instance_ids,
+            origins=self.origins,
+            boxes_only=self.original.boxes_only,
         )
 
 
@@ -113,31 +118,33 @@ def apply_cutouts(
         removed: Instances that were drawn but could not be placed, for the record.
 
     Returns:
-        The result; without cutouts its arrays are those of `target`.
+        The result; without cutouts its arrays equal those of `target`.
     """
     n_older = len(target)
-    masks = np.zeros((n_older + len(cutouts), *target.image_hw), dtype=bool)
-    masks[:n_older] = target.masks
-    for mask, cutout in zip(masks[n_older:], cutouts, strict=True):
-        mask[cutout.rows, cutout.columns] = cutout.label_mask
-    old_areas = _areas(target.masks)
+    older = [region.copy() for region in target.regions]
+    placed = [cutout.region() for cutout in cutouts]
+    old_areas = np.array([region.area_px() for region in older], dtype=np.int64)
     full_areas = np.append(old_areas, [cutout.full_area_px for cutout in cutouts]).astype(np.int64)
-    verdict = visibility.update_masks(masks, target.boxes_xyxy, full_areas, cutouts)
-    areas = _areas(masks)
+    verdict = visibility.judge(older, placed, target.boxes_xyxy, full_areas, target.image_hw)
+    regions = older + placed
+    areas = np.array([region.area_px() for region in regions], dtype=np.int64)
 
     image = target.image.copy()
     for cutout, painted in zip(cutouts, verdict.painted[n_older:], strict=True):
         if painted:
             blend(image, cutout, blend_mode)
 
-    boxes = np.zeros((len(masks), 4))
-    boxes[:n_older] = target.boxes_xyxy
-    changed = np.ones(len(masks), dtype=bool)
-    changed[:n_older] = areas[:n_older] != old_areas
-    boxes[changed] = tight_boxes_xyxy(masks[changed])
+    kept = np.flatnonzero(verdict.kept)
+    masks = np.zeros((len(kept), *target.image_hw), dtype=bool)
+    boxes = np.zeros((len(kept), 4))
+    for mask, box, i in zip(masks, boxes, kept.tolist(), strict=True):
+        mask[regions[i].window] = regions[i].mask
+        untouched = i < n_older and areas[i] == old_areas[i]
+        box[:] = target.boxes_xyxy[i] if untouched else regions[i].box_xyxy()
 
     category_ids = np.append(target.category_ids, [c.category_id for c in cutouts]).astype(np.int64)
     instance_ids = target.instance_ids + [cutout.instance_id for cutout in cutouts]
+    origins = target.origins + [cutout.origin for cutout in cutouts]
     source_index = np.append(np.arange(n_older), np.full(len(cutouts), -1)).astype(np.int64)
     visible_frac = areas / full_areas
     hidden = tuple(
@@ -150,20 +157,16 @@ def apply_cutouts(
         )
         for i in np.flatnonzero(~verdict.kept)
     )
-    kept = np.flatnonzero(verdict.kept)
     return PasteResult(
         image=image,
-        masks=masks if len(kept) == len(masks) else masks[kept],
-        boxes_xyxy=boxes[kept],
+        masks=masks,
+        boxes_xyxy=boxes,
         category_ids=category_ids[kept],
         areas=areas[kept],
         instance_ids=[instance_ids[i] for i in kept],
+        origins=[origins[i] for i in kept],
         source_index=source_index[kept],
         visible_frac=visible_frac[kept],
         removed=(*removed, *hidden),
         original=target,
     )
-
-
-def _areas(masks: BoolArray) -> IntArray:
-    return np.array([np.count_nonzero(mask) for mask in masks], dtype=np.int64)

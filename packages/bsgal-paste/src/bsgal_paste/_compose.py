@@ -34,7 +34,7 @@ from PIL import Image
 
 from bsgal_paste._apply import PasteResult
 from bsgal_paste._composed_lvis import Job, composed_annotations
-from bsgal_paste._copy_paste import CopyPaste
+from bsgal_paste._copy_paste import CopyPaste, sample_rng
 from bsgal_paste._lvis import Lvis, encode_mask, read_annotated_image
 from bsgal_paste._manifest import append_row, read_rows, write_atomically
 from bsgal_paste.errors import AnnotationError
@@ -125,7 +125,7 @@ def compose(
         for image in lvis.images
     ]
     open_jobs = [job for job in jobs if job.name not in rows]
-    work = _Worker(paste, Path(image_root), root, config)
+    work = _Worker(paste, Path(image_root), root, config, lvis.boxes_only)
     with manifest.open("ab") as lines:
         for row in _in_order(work, open_jobs, n_workers):
             append_row(lines, row)
@@ -155,14 +155,17 @@ class _Worker:
     image_root: Path
     out_root: Path
     config: ComposeConfig
+    boxes_only: bool
 
     def __call__(self, job: Job) -> dict[str, Any]:
         row: dict[str, Any] = {"name": job.name, "copy": job.copy, "image_id": job.image["id"]}
         try:
-            target, used = read_annotated_image(job.image, job.annotations, self.image_root)
+            target, used = read_annotated_image(
+                job.image, job.annotations, self.image_root, boxes_only=self.boxes_only
+            )
         except (AnnotationError, FileNotFoundError) as error:
             return row | {"status": "failed", "reason": str(error), "file": None}
-        rng = np.random.default_rng([self.config.seed, job.copy, int(job.image["id"])])
+        rng = sample_rng(self.config.seed, job.copy, int(job.image["id"]))
         result = self.paste(target, rng)
         file = f"{job.name}.{self.config.image_format}"
         content = self._encode(result)
@@ -175,7 +178,7 @@ class _Worker:
             "n_pasted": result.n_pasted,
             "n_real_removed": sum(gone.source_index >= 0 for gone in result.removed),
             "corrupt": [gone.instance_id for gone in result.removed if gone.reason == "corrupt"],
-            "instances": _instances(result, [job.annotations[index]["id"] for index in used]),
+            "instances": self._instances(result, [job.annotations[index]["id"] for index in used]),
         }
 
     def _encode(self, result: PasteResult) -> bytes:
@@ -187,27 +190,29 @@ class _Worker:
             image.save(content, "PNG", compress_level=3)
         return content.getvalue()
 
-
-def _is_done(row: Mapping[str, Any], root: Path) -> bool:
-    return bool(row["status"] == "ok" and (root / "images" / row["file"]).is_file())
-
-
-def _instances(result: PasteResult, annotation_ids: Sequence[int]) -> list[dict[str, Any]]:
-    entries = []
-    for i, source in enumerate(result.source_index.tolist()):
-        left, top, right, bottom = result.boxes_xyxy[i].tolist()
-        entries.append(
-            {
+    def _instances(
+        self, result: PasteResult, annotation_ids: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        entries = []
+        for i, source in enumerate(result.source_index.tolist()):
+            left, top, right, bottom = result.boxes_xyxy[i].tolist()
+            entry = {
                 "category_id": int(result.category_ids[i]),
                 "bbox": [left, top, right - left, bottom - top],
                 "area": int(result.areas[i]),
-                "segmentation": encode_mask(result.masks[i]),
+                "origin": result.origins[i],
                 "instance_id": result.instance_ids[i],
                 "source_annotation_id": annotation_ids[source] if source >= 0 else None,
                 "visible_frac": round(float(result.visible_frac[i]), 4),
             }
-        )
-    return entries
+            if not self.boxes_only:
+                entry["segmentation"] = encode_mask(result.masks[i])
+            entries.append(entry)
+        return entries
+
+
+def _is_done(row: Mapping[str, Any], root: Path) -> bool:
+    return bool(row["status"] == "ok" and (root / "images" / row["file"]).is_file())
 
 
 def _in_order(work: _Worker, jobs: Sequence[Job], n_workers: int) -> Iterator[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -11,26 +11,44 @@ from bsgal_paste._annotated_image import AnnotatedImage
 from bsgal_paste._apply import PasteResult, RemovalReason, RemovedInstance, apply_cutouts
 from bsgal_paste._arrays import BoolArray, FloatArray, IntArray
 from bsgal_paste._blend import BLEND_MODES, BlendMode
-from bsgal_paste._cutout import Cutout, place, resize_rgba
+from bsgal_paste._colour import ColourJitter, change_colours
+from bsgal_paste._cutout import Cutout, place, reshape_rgba
+from bsgal_paste._donors import DonorParameters, Donors, donor_cutouts
 from bsgal_paste._pool import InstancePool, PoolInstance
 from bsgal_paste._samplers import Sampler
 from bsgal_paste._scale import ScaleRule
 from bsgal_paste._visibility import VisibilityRule, VisibleShare
-from bsgal_paste.errors import CorruptInstanceError
+from bsgal_paste.errors import AnnotationError, CorruptInstanceError
 
-MIN_SIDE_PX = 5
+Source: TypeAlias = Literal["pool", "self", "both", "none"]
+"""Where pasted instances come from: a pool, other annotated images, both (those of the pool on
+top), or nowhere."""
+SOURCES: tuple[str, ...] = get_args(Source)
+
+Position: TypeAlias = Literal["uniform", "inside"]
+"""`uniform`: the box centre is uniform over the image, so its border may cut objects. `inside`: the
+box is uniform among the places where all of it is inside."""
+POSITIONS: tuple[str, ...] = get_args(Position)
+
+Order: TypeAlias = Literal["drawn", "large_first"]
+"""`drawn`: later ones over earlier ones. `large_first`: by falling area, so small ones on top."""
+ORDERS: tuple[str, ...] = get_args(Order)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PasteParameters:
-    """Hold everything random about one paste, for n instances in order.
+    """Hold everything random about one paste, for n instances of the pool in order.
 
     Attributes:
         positions: Int64 `(n,)`, positions in the pool.
         scales: Float64 `(n,)`, square root of the box's share of the image.
         aspect_factors: Float64 `(n,)`, factor on width / height.
         flips: Bool `(n,)`, mirror horizontally.
-        centres_xy: Float64 `(n, 2)`, box centre as a share of width and height.
+        centres_xy: Float64 `(n, 2)` in [0, 1): place of the box in x and y, of its centre in the
+            image or of the box in its free room, as `position` says.
+        angles_deg: Float64 `(n,)`, turn counter-clockwise; None where nothing is turned.
+        colours: Float64 `(n, 4)`, as of `ColourJitter.sample`; None where colours stay.
+        donor: What is copied from another annotated image, if anything.
     """
 
     positions: IntArray
@@ -38,56 +56,106 @@ class PasteParameters:
     aspect_factors: FloatArray
     flips: BoolArray
     centres_xy: FloatArray
+    angles_deg: FloatArray | None = None
+    colours: FloatArray | None = None
+    donor: DonorParameters | None = None
 
 
 class CopyPaste:
-    """Paste instances of a pool into annotated images.
+    """Paste instances into annotated images.
 
-    `PRESETS["xpaste"].build(pool, statistics)` gives the recipe that X-Paste and BSGAL share.
+    `PRESETS["xpaste"].build(pool, statistics)` gives the recipe that X-Paste and BSGAL share,
+    `PRESETS["simple_copy_paste"].build(donors=donors)` that of Simple Copy-Paste.
 
     Args:
         pool: Where instances come from; its category ids must be those of the targets
-            (`pool.match(categories)`).
-        sampler: Chooses how many instances and which.
-        scale: Chooses their size.
+            (`pool.match(categories)`). None if `source` has no pool.
+        sampler: Chooses how many instances and which. None if `source` has no pool.
+        scale: Chooses their size. None if `source` has no pool.
+        source: Where instances come from: `pool`, `self`, `both` or `none`.
+        donors: Images to copy from, for `self` and `both`.
         aspect_range: The width / height of the box is multiplied by a factor drawn uniformly
             from this range; the area stays.
         flip_prob: Probability of a horizontal mirror image.
+        rotation_range_deg: Range of the turn of pool instances, counter-clockwise.
+        colour_jitter: How the colours of pool instances vary; None leaves them.
+        position: Where the boxes of pool instances may be: `uniform` or `inside`.
+        min_side_px: A pool instance with a shorter side is left out.
+        order: Which pool instances lie on top: `drawn` or `large_first`.
+        donor_scale_range: Range of the factor on a donor's size: times this it fits the target.
+        max_donor_instances: Most instances copied from one donor.
         visibility: Decides what stays once others lie over it.
-        blend_mode: How pixels are combined: `hard` or `alpha`.
-        on_corrupt: Whether an unreadable instance raises, or is left out and listed in the
-            result's `removed` with the reason `corrupt`.
+        blend_mode: How pixels are combined: one of `BLEND_MODES`.
+        on_corrupt: Whether an unreadable instance or donor raises, or is left out and listed in
+            the result's `removed` with the reason `corrupt`.
 
     Raises:
-        ValueError: An argument is out of range, or `scale` cannot serve a category of the pool.
+        ValueError: An argument is out of range, `source` and what is given for it disagree, or
+            `scale` cannot serve a category of the pool.
     """
 
     def __init__(
         self,
-        pool: InstancePool,
-        sampler: Sampler,
-        scale: ScaleRule,
+        pool: InstancePool | None,
+        sampler: Sampler | None = None,
+        scale: ScaleRule | None = None,
         *,
+        source: Source = "pool",
+        donors: Donors | None = None,
         aspect_range: tuple[float, float] = (0.8, 1.2),
         flip_prob: float = 0.5,
+        rotation_range_deg: tuple[float, float] = (0.0, 0.0),
+        colour_jitter: ColourJitter | None = None,
+        position: Position = "uniform",
+        min_side_px: int = 5,
+        order: Order = "drawn",
+        donor_scale_range: tuple[float, float] = (0.1, 2.0),
+        max_donor_instances: int = 100,
         visibility: VisibilityRule | None = None,
         blend_mode: BlendMode = "hard",
         on_corrupt: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if not 0 < aspect_range[0] <= aspect_range[1]:
-            raise ValueError(f"`aspect_range` must be 0 < low <= high, got {aspect_range}")
+        check_source(source, {"pool": pool, "sampler": sampler, "scale": scale}, {"donors": donors})
+        for name, (low, high) in (
+            ("aspect_range", aspect_range), ("donor_scale_range", donor_scale_range),
+        ):  # fmt: skip
+            if not 0 < low <= high:
+                raise ValueError(f"`{name}` must be 0 < low <= high, got {(low, high)}")
+        if not -180 <= rotation_range_deg[0] <= rotation_range_deg[1] <= 180:
+            raise ValueError(
+                f"`rotation_range_deg` must be -180 <= low <= high <= 180, got {rotation_range_deg}"
+            )
         if not 0 <= flip_prob <= 1:
             raise ValueError(f"`flip_prob` must be in [0, 1], got {flip_prob}")
-        if blend_mode not in BLEND_MODES:
-            raise ValueError(f"`blend_mode` must be one of {BLEND_MODES}, got {blend_mode!r}")
-        if on_corrupt not in ("raise", "skip"):
-            raise ValueError(f"`on_corrupt` must be 'raise' or 'skip', got {on_corrupt!r}")
-        scale.check(pool.category_ids)
-        self.pool = pool
+        if min_side_px < 1 or max_donor_instances < 1:
+            raise ValueError(
+                "`min_side_px` and `max_donor_instances` must be positive, got "
+                f"{min_side_px} and {max_donor_instances}"
+            )
+        for name, value, allowed in (
+            ("position", position, POSITIONS),
+            ("order", order, ORDERS),
+            ("blend_mode", blend_mode, BLEND_MODES),
+            ("on_corrupt", on_corrupt, ("raise", "skip")),
+        ):
+            if value not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}")
+        self.source: Source = source
+        self.pool = InstancePool.from_arrays([], []) if pool is None else pool
+        if scale is not None:
+            scale.check(self.pool.category_ids)
         self.sampler = sampler
         self.scale = scale
+        self.donors = donors
         self.aspect_range = aspect_range
         self.flip_prob = flip_prob
+        self.rotation_range_deg = rotation_range_deg
+        self.colour_jitter = colour_jitter
+        self.position: Position = position
+        self.min_side_px = min_side_px
+        self.order: Order = order
+        self.donor_scale_range = donor_scale_range
+        self.max_donor_instances = max_donor_instances
         self.visibility: VisibilityRule = visibility or VisibleShare()
         self.blend_mode: BlendMode = blend_mode
         self.on_corrupt = on_corrupt
@@ -97,6 +165,7 @@ class CopyPaste:
 
         Raises:
             CorruptInstanceError: A drawn instance cannot be read and `on_corrupt` is `raise`.
+            AnnotationError: Likewise for a donor.
         """
         parameters = self.sample_parameters(target.image_hw, target.category_ids, rng)
         return self.apply(target, parameters)
@@ -108,14 +177,26 @@ class CopyPaste:
         rng: np.random.Generator,
     ) -> PasteParameters:
         """Draw all that is random; no image is read."""
-        positions = self.sampler.sample(rng, target_category_ids)
+        if self.sampler is None or self.scale is None:
+            positions, scales = np.zeros(0, dtype=np.int64), np.zeros(0)
+        else:
+            positions = self.sampler.sample(rng, target_category_ids)
+            scales = self.scale.sample(self.pool.category_ids_of(positions), image_hw, rng)
         n = len(positions)
+        # What is optional comes last: switching it on leaves the other draws as they are.
         return PasteParameters(
             positions=positions,
-            scales=self.scale.sample(self.pool.category_ids_of(positions), image_hw, rng),
+            scales=scales,
             aspect_factors=rng.uniform(*self.aspect_range, size=n),
             flips=rng.random(n) < self.flip_prob,
             centres_xy=rng.random((n, 2)),
+            angles_deg=(
+                rng.uniform(*self.rotation_range_deg, size=n)
+                if any(self.rotation_range_deg)
+                else None
+            ),
+            colours=self.colour_jitter.sample(n, rng) if self.colour_jitter else None,
+            donor=self._sample_donor(target_category_ids, rng) if self.donors else None,
         )
 
     def apply(self, target: AnnotatedImage, parameters: PasteParameters) -> PasteResult:
@@ -123,6 +204,7 @@ class CopyPaste:
 
         Raises:
             CorruptInstanceError: An instance cannot be read and `on_corrupt` is `raise`.
+            AnnotationError: Likewise for a donor.
         """
         cutouts: list[Cutout] = []
         removed: list[RemovedInstance] = []
@@ -134,13 +216,43 @@ class CopyPaste:
                 category_id = int(self.pool.category_ids_of([position])[0])
                 instance_id = self.pool.instance_id(position)
                 removed.append(RemovedInstance(placed, category_id, instance_id, -1, 0.0))
+        if self.order == "large_first":
+            cutouts.sort(key=lambda cutout: -cutout.full_area_px)
+        copied, unread = self._copied(parameters.donor, target.image_hw)
         return apply_cutouts(
             target,
-            cutouts,
+            [*copied, *cutouts],
             visibility=self.visibility,
             blend_mode=self.blend_mode,
-            removed=removed,
+            removed=[*unread, *removed],
         )
+
+    def _sample_donor(
+        self, target_category_ids: IntArray, rng: np.random.Generator
+    ) -> DonorParameters:
+        assert self.donors is not None
+        return DonorParameters(
+            index=self.donors.sample(rng, target_category_ids),
+            scale=float(rng.uniform(*self.donor_scale_range)),
+            flip=bool(rng.random() < self.flip_prob),
+            offset_xy=(float(rng.random()), float(rng.random())),
+            selection_seed=int(rng.integers(2**63)),
+        )
+
+    def _copied(
+        self, parameters: DonorParameters | None, image_hw: tuple[int, int]
+    ) -> tuple[list[Cutout], list[RemovedInstance]]:
+        if parameters is None:
+            return [], []
+        assert self.donors is not None
+        try:
+            donor = self.donors.read(parameters.index)
+        except (AnnotationError, FileNotFoundError):
+            if self.on_corrupt == "raise":
+                raise
+            return [], [RemovedInstance("corrupt", -1, f"donor-{parameters.index}", -1, 0.0)]
+        limit = self.max_donor_instances
+        return donor_cutouts(donor, parameters, image_hw=image_hw, max_instances=limit), []
 
     def _cutout(
         self, position: int, i: int, parameters: PasteParameters, image_hw: tuple[int, int]
@@ -154,25 +266,64 @@ class CopyPaste:
         width, height = target_size_wh(
             instance, float(parameters.scales[i]), float(parameters.aspect_factors[i]), image_hw
         )
-        if min(width, height) < MIN_SIDE_PX:
+        if min(width, height) < self.min_side_px:
             return "too_small"
         if width >= image_hw[1] or height >= image_hw[0]:
             return "too_large"
-        rgba = resize_rgba(instance.rgba, width, height)
-        if parameters.flips[i]:
-            rgba = rgba[:, ::-1]
-        centre_x, centre_y = parameters.centres_xy[i] * (image_hw[1], image_hw[0])
+        rgba = reshape_rgba(
+            instance.rgba,
+            width,
+            height,
+            angle_deg=0.0 if parameters.angles_deg is None else float(parameters.angles_deg[i]),
+            flip=bool(parameters.flips[i]),
+        )
+        if parameters.colours is not None:
+            rgba = change_colours(rgba, parameters.colours[i])
+        size_wh = np.array([rgba.shape[1], rgba.shape[0]])
+        room_wh = np.array([image_hw[1], image_hw[0]])
+        if self.position == "inside":
+            if (size_wh > room_wh).any():
+                return "too_large"
+            left, top = np.rint(parameters.centres_xy[i] * (room_wh - size_wh)).astype(int)
+        else:
+            left, top = np.rint(parameters.centres_xy[i] * room_wh - size_wh / 2).astype(int)
         cutout = place(
             rgba,
             # Thresholded after resizing: before, a soft rim would widen or eat the mask.
             rgba[..., 3] >= instance.label_mask_threshold,
-            left_px=round(centre_x - width / 2),
-            top_px=round(centre_y - height / 2),
+            left_px=int(left),
+            top_px=int(top),
             image_hw=image_hw,
             category_id=instance.category_id,
             instance_id=instance.instance_id,
         )
         return "outside" if cutout is None else cutout
+
+
+def check_source(source: str, for_pool: dict[str, object], for_donors: dict[str, object]) -> None:
+    """Raise ValueError unless exactly what `source` needs is given, that is, not None."""
+    if source not in SOURCES:
+        raise ValueError(f"`source` must be one of {SOURCES}, got {source!r}")
+    for given, sources in ((for_pool, ("pool", "both")), (for_donors, ("self", "both"))):
+        for name, value in given.items():
+            if source in sources and value is None:
+                raise ValueError(f"`source` is {source!r}, which needs `{name}`")
+            if source not in sources and value is not None:
+                raise ValueError(
+                    f"`source` is {source!r}, which takes no `{name}`; leave it out, or set "
+                    f"`source` to {' or '.join(map(repr, sources))}"
+                )
+
+
+def sample_rng(seed: int, epoch: int, image_id: int) -> np.random.Generator:
+    """Give the random generator of one sample, the same in any process.
+
+    Args:
+        seed: Of everything random, at least 0.
+        epoch: Counts from 0.
+        image_id: Of the image, or its index; at least 0.
+    """
+    return np.random.default_rng([seed, epoch, image_id])
 
 
 def target_size_wh(

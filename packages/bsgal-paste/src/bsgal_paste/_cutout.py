@@ -1,4 +1,4 @@
-"""An instance resized and placed over a target image, ready to paste."""
+"""An instance at its final size and place over a target image, ready to paste."""
 
 from __future__ import annotations
 
@@ -7,22 +7,25 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from bsgal_paste._annotated_image import Origin
 from bsgal_paste._arrays import BoolArray, ByteArray
+from bsgal_paste._region import Region
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Cutout:
     """Hold the part of a placed instance that lies inside the target image.
 
     Attributes:
-        rgb: uint8 `(h, w, 3)`.
+        rgb: uint8 `(h, w, 3)`, contiguous.
         alpha: uint8 `(h, w)`.
-        label_mask: Bool `(h, w)`: the pixels that count as the object.
+        label_mask: Bool `(h, w)`, contiguous: the pixels that count as the object.
         rows: Rows of the target that the cutout covers.
         columns: Columns of the target that the cutout covers.
         full_area_px: Label-mask pixels of the whole instance, inside the image or not.
         category_id: Category of the instance.
-        instance_id: Its id in the pool.
+        instance_id: Its id in the pool, or what the donor image calls it.
+        origin: `pool`, or `self` for one copied from another annotated image.
     """
 
     rgb: ByteArray
@@ -33,6 +36,11 @@ class Cutout:
     full_area_px: int
     category_id: int
     instance_id: str
+    origin: Origin = "pool"
+
+    def region(self) -> Region:
+        """Give window and label mask, as arrays that may be changed."""
+        return Region(self.rows, self.columns, self.label_mask.copy())
 
 
 def place(
@@ -44,6 +52,7 @@ def place(
     image_hw: tuple[int, int],
     category_id: int,
     instance_id: str,
+    origin: Origin = "pool",
 ) -> Cutout | None:
     """Cut an instance to the target image.
 
@@ -54,7 +63,8 @@ def place(
         top_px: Row of its top edge; may be outside the image.
         image_hw: Height and width of the target.
         category_id: Category of the instance.
-        instance_id: Its id in the pool.
+        instance_id: Its id.
+        origin: Where it comes from.
 
     Returns:
         The cutout, or None if no pixel of the label mask lies inside the image.
@@ -70,37 +80,73 @@ def place(
     )
     if not label_mask[inside].any():
         return None
+    cut = np.ascontiguousarray(rgba[inside])
     return Cutout(
-        rgb=rgba[inside][..., :3],
-        alpha=rgba[inside][..., 3],
-        label_mask=label_mask[inside],
+        rgb=np.asarray(cv2.cvtColor(cut, cv2.COLOR_RGBA2RGB), dtype=np.uint8),
+        alpha=np.asarray(cv2.extractChannel(cut, 3), dtype=np.uint8),
+        label_mask=np.ascontiguousarray(label_mask[inside]),
         rows=rows,
         columns=columns,
         full_area_px=int(np.count_nonzero(label_mask)),
         category_id=category_id,
         instance_id=instance_id,
+        origin=origin,
     )
 
 
-def resize_rgba(rgba: ByteArray, width_px: int, height_px: int) -> ByteArray:
-    """Resize an image with straight alpha.
+def reshape_rgba(
+    rgba: ByteArray, width_px: int, height_px: int, *, angle_deg: float = 0.0, flip: bool = False
+) -> ByteArray:
+    """Resize, turn and mirror an image with straight alpha.
 
-    Colours are weighted by alpha, so that what lies under transparent pixels does not bleed
-    into the edge.
+    Colours are weighted by alpha meanwhile, so that what lies under transparent pixels does not
+    bleed into the edge.
 
     Args:
         rgba: uint8 `(h, w, 4)`.
-        width_px: New width.
-        height_px: New height.
+        width_px: Width before turning.
+        height_px: Height before turning.
+        angle_deg: Turn about the centre, counter-clockwise in degrees, before mirroring.
+        flip: Mirror left to right.
 
     Returns:
-        uint8 `(height_px, width_px, 4)`; colour 0 where alpha is 0.
+        uint8 `(height_px, width_px, 4)`; turned, the box of what is not fully transparent (one
+        pixel if nothing is). Colour 0 where alpha is 0.
     """
-    shrinks = width_px * height_px < rgba.shape[0] * rgba.shape[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    weighted = rgba.astype(np.float32)
-    weighted[..., :3] *= weighted[..., 3:]
-    resized = cv2.resize(weighted, (width_px, height_px), interpolation=interpolation)
-    alpha = resized[..., 3:]
-    np.divide(resized[..., :3], alpha, out=resized[..., :3], where=alpha > 0)
-    return np.asarray(np.rint(resized), dtype=np.uint8)
+    weighted = cv2.cvtColor(np.ascontiguousarray(rgba), cv2.COLOR_RGBA2mRGBA)
+    weighted = shrink_or_enlarge(np.asarray(weighted, dtype=np.uint8), width_px, height_px)
+    if angle_deg:
+        weighted = _turned(weighted, angle_deg)
+    if flip:
+        weighted = np.asarray(cv2.flip(weighted, 1), dtype=np.uint8)
+    return np.asarray(cv2.cvtColor(weighted, cv2.COLOR_mRGBA2RGBA), dtype=np.uint8)
+
+
+def shrink_or_enlarge(image: ByteArray, width_px: int, height_px: int) -> ByteArray:
+    """Resize by bilinear steps of at most a factor of two, which average what they shrink.
+
+    As good as averaging areas, and several times faster in OpenCV.
+
+    Args:
+        image: uint8 `(h, w)` or `(h, w, c)`.
+        width_px: New width.
+        height_px: New height.
+    """
+    height, width = image.shape[:2]
+    while width > 2 * width_px or height > 2 * height_px:
+        width, height = max(-(-width // 2), width_px), max(-(-height // 2), height_px)
+        image = np.asarray(cv2.resize(image, (width, height)), dtype=np.uint8)
+    if (width, height) != (width_px, height_px):
+        image = np.asarray(cv2.resize(image, (width_px, height_px)), dtype=np.uint8)
+    return image
+
+
+def _turned(weighted: ByteArray, angle_deg: float) -> ByteArray:
+    height, width = weighted.shape[:2]
+    turn = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle_deg, 1.0)
+    across = np.abs(turn[:, :2]) @ (width, height)
+    new_width, new_height = (int(np.ceil(side)) + 2 for side in across)
+    turn[:, 2] += (new_width - width) / 2, (new_height - height) / 2
+    turned = np.asarray(cv2.warpAffine(weighted, turn, (new_width, new_height)), dtype=np.uint8)
+    x, y, box_width, box_height = cv2.boundingRect(cv2.extractChannel(turned, 3))
+    return turned[y : y + max(box_height, 1), x : x + max(box_width, 1)]

@@ -27,6 +27,11 @@ class Lvis:
     categories: Sequence[Mapping[str, Any]]
     raw: Mapping[str, Any]
 
+    @property
+    def boxes_only(self) -> bool:
+        """Say whether there are annotations and none has a segmentation."""
+        return bool(self.annotations) and not any(a.get("segmentation") for a in self.annotations)
+
     def annotations_by_image(self) -> dict[int, list[Mapping[str, Any]]]:
         """Group the annotations; an image without any gets an empty list."""
         grouped: dict[int, list[Mapping[str, Any]]] = {image["id"]: [] for image in self.images}
@@ -90,9 +95,16 @@ def image_path(image: Mapping[str, Any], image_root: Path) -> Path:
 
 
 def read_annotated_image(
-    image: Mapping[str, Any], annotations: Sequence[Mapping[str, Any]], image_root: Path
+    image: Mapping[str, Any],
+    annotations: Sequence[Mapping[str, Any]],
+    image_root: Path,
+    *,
+    boxes_only: bool = False,
 ) -> tuple[AnnotatedImage, list[int]]:
     """Read an image with its masks, leaving out annotations whose mask has no pixel.
+
+    With `boxes_only` segmentations are not looked at, and annotations are left out whose box has
+    no area inside the image.
 
     Returns:
         The annotated image (tight boxes), and for each instance its index in `annotations`.
@@ -104,6 +116,8 @@ def read_annotated_image(
     """
     pixels = _read_rgb(image_path(image, image_root), image)
     height, width = pixels.shape[:2]
+    if boxes_only:
+        return _with_boxes(pixels, annotations)
     masks = [decode_segmentation(annotation, height, width) for annotation in annotations]
     used = [index for index, mask in enumerate(masks) if mask.any()]
     stacked = np.zeros((len(used), height, width), dtype=bool)
@@ -111,6 +125,22 @@ def read_annotated_image(
         stacked[slot] = masks[index]
     ids = [int(annotations[index]["category_id"]) for index in used]
     return AnnotatedImage(pixels, stacked, np.array(ids, dtype=np.int64)), used
+
+
+def _with_boxes(
+    pixels: ByteArray, annotations: Sequence[Mapping[str, Any]]
+) -> tuple[AnnotatedImage, list[int]]:
+    height, width = pixels.shape[:2]
+    boxes, ids, used = [], [], []
+    for index, annotation in enumerate(annotations):
+        left, top, box_width, box_height = map(float, annotation["bbox"])
+        right, bottom = left + box_width, top + box_height
+        inside = min(right, bottom) > 0 and left < width and top < height
+        if inside and min(box_width, box_height) > 0:
+            boxes.append([left, top, right, bottom])
+            ids.append(int(annotation["category_id"]))
+            used.append(index)
+    return AnnotatedImage.from_boxes(pixels, boxes, np.array(ids, dtype=np.int64)), used
 
 
 def decode_segmentation(annotation: Mapping[str, Any], height: int, width: int) -> BoolArray:
@@ -121,6 +151,10 @@ def decode_segmentation(annotation: Mapping[str, Any], height: int, width: int) 
     """
     where = f"annotation {annotation['id']}"
     try:
+        if not annotation.get("segmentation"):
+            raise AnnotationError(
+                f"{where}: malformed segmentation: there is none, though other annotations have one"
+            )
         segmentation = annotation["segmentation"]
         if isinstance(segmentation, Mapping):
             encoded = dict(segmentation)

@@ -1,8 +1,7 @@
 """Decide which instances are still visible enough to keep once others lie over them.
 
-Both rules work on a stack of masks in which the first `n_older` are the target's own instances
-and the rest were placed over them, later over earlier. They take the covered pixels away *in
-place* and say which instances stay.
+Both rules work on the regions of the target's own instances and of those placed over them, later
+over earlier. They take the covered pixels away *in place* and say which instances stay.
 """
 
 from __future__ import annotations
@@ -13,14 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
-from bsgal_paste._annotated_image import tight_boxes_xyxy
 from bsgal_paste._arrays import BoolArray, FloatArray, IntArray
-from bsgal_paste._cutout import Cutout
+from bsgal_paste._region import Region
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """Say what happens to each instance of a stack.
+    """Say what happens to each instance, older ones first.
 
     Attributes:
         kept: Bool `(N,)`: the instance stays in the annotations.
@@ -32,22 +30,25 @@ class Verdict:
 
 
 class VisibilityRule(Protocol):
-    """Resolve the occlusion of a stack of masks."""
+    """Resolve the occlusion of a stack of instances."""
 
-    def update_masks(
+    def judge(
         self,
-        masks: BoolArray,
+        older: Sequence[Region],
+        placed: Sequence[Region],
         boxes_xyxy: FloatArray,
         full_areas_px: IntArray,
-        cutouts: Sequence[Cutout],
+        image_hw: tuple[int, int],
     ) -> Verdict:
-        """Take covered pixels away from `masks` and judge each instance.
+        """Take covered pixels away from the regions' masks and judge each instance.
 
         Args:
-            masks: Bool `(n_older + len(cutouts), H, W)`; changed in place.
-            boxes_xyxy: `(n_older, 4)`, boxes of the older instances.
-            full_areas_px: `(N,)`, area of each instance before anything covered it.
-            cutouts: The placed instances, whose label masks are the last masks of the stack.
+            older: Regions of the target's instances; masks are changed in place.
+            placed: Regions of the placed instances, in order; masks are changed in place.
+            boxes_xyxy: `(len(older), 4)`, boxes of the older instances.
+            full_areas_px: `(len(older) + len(placed),)`, area of each instance before anything
+                covered it.
+            image_hw: Height and width of the image.
         """
 
 
@@ -74,40 +75,39 @@ class VisibleShare:
                 f"{self.min_visible_frac} and {self.min_visible_px}"
             )
 
-    def update_masks(
+    def judge(
         self,
-        masks: BoolArray,
+        older: Sequence[Region],
+        placed: Sequence[Region],
         boxes_xyxy: FloatArray,
         full_areas_px: IntArray,
-        cutouts: Sequence[Cutout],
+        image_hw: tuple[int, int],
     ) -> Verdict:
-        """Take covered pixels away from `masks` and judge each instance.
+        """Take covered pixels away from the regions' masks and judge each instance.
 
         Works from the top down: what covers an instance is settled before it is judged.
         """
-        n_older = len(masks) - len(cutouts)
-        kept = np.ones(len(masks), dtype=bool)
-        covered = np.zeros(masks.shape[1:], dtype=bool)
-        for i in reversed(range(n_older, len(masks))):
-            cutout = cutouts[i - n_older]
-            window = cutout.rows, cutout.columns
-            visible = masks[i][window]
-            visible &= ~covered[window]
-            kept[i] = self._is_visible(visible, full_areas_px[i])
-            if kept[i]:
-                covered[window] |= visible
-        free = ~covered
-        for i in range(n_older):
-            masks[i] &= free
-            untouched = np.count_nonzero(masks[i]) == full_areas_px[i]
-            kept[i] = untouched or self._is_visible(masks[i], full_areas_px[i])
+        kept = np.ones(len(older) + len(placed), dtype=bool)
+        covered = np.zeros(image_hw, dtype=bool)
+        for i in reversed(range(len(placed))):
+            region, below = placed[i], covered[placed[i].window]
+            _take_away(region.mask, below)
+            index = len(older) + i
+            kept[index] = self._is_visible(region.area_px(), full_areas_px[index])
+            if kept[index]:
+                below |= region.mask
+        for i, region in enumerate(older):
+            _take_away(region.mask, covered[region.window])
+            area = region.area_px()
+            kept[i] = area == full_areas_px[i] or self._is_visible(area, full_areas_px[i])
         painted = kept.copy()
-        painted[:n_older] = True
+        painted[: len(older)] = True
         return Verdict(kept, painted)
 
-    def _is_visible(self, mask: BoolArray, full_area_px: int) -> bool:
-        area = np.count_nonzero(mask)
-        return bool(area >= self.min_visible_px and area >= self.min_visible_frac * full_area_px)
+    def _is_visible(self, area_px: int, full_area_px: int) -> bool:
+        return bool(
+            area_px >= self.min_visible_px and area_px >= self.min_visible_frac * full_area_px
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,26 +125,32 @@ class OfficialVisibility:
     min_area_px: int = 300
     """Mask area above which an instance stays however its box moved."""
 
-    def update_masks(
+    def judge(
         self,
-        masks: BoolArray,
+        older: Sequence[Region],
+        placed: Sequence[Region],
         boxes_xyxy: FloatArray,
         full_areas_px: IntArray,
-        cutouts: Sequence[Cutout],
+        image_hw: tuple[int, int],
     ) -> Verdict:
-        """Take covered pixels away from `masks` and judge each instance, paste by paste."""
-        n_older = len(masks) - len(cutouts)
-        kept = np.ones(len(masks), dtype=bool)
-        boxes = np.concatenate([boxes_xyxy, tight_boxes_xyxy(masks[n_older:])])
-        for i, cutout in enumerate(cutouts, start=n_older):
-            window = cutout.rows, cutout.columns
-            for older in np.flatnonzero(kept[:i]):
-                if not (masks[older][window] & cutout.label_mask).any():
+        """Take covered pixels away from the regions' masks and judge, paste by paste."""
+        regions = [*older, *placed]
+        kept = np.ones(len(regions), dtype=bool)
+        boxes = [*boxes_xyxy, *(np.array(region.box_xyxy(), dtype=float) for region in placed)]
+        for i in range(len(older), len(regions)):
+            for below in np.flatnonzero(kept[:i]).tolist():
+                shared = regions[below].overlap(regions[i])
+                if shared is None or not (shared[0] & shared[1]).any():
                     continue
-                masks[older][window] &= ~cutout.label_mask
-                area = np.count_nonzero(masks[older])
-                box = tight_boxes_xyxy(masks[older : older + 1])[0]
-                near = bool(np.all(np.abs(box - boxes[older]) <= self.max_box_shift_px))
-                kept[older] = area > 0 and (near or area > self.min_area_px)
-                boxes[older] = box
-        return Verdict(kept, np.ones(len(masks), dtype=bool))
+                _take_away(*shared)
+                area = regions[below].area_px()
+                box = np.array(regions[below].box_xyxy(), dtype=float)
+                near = bool(np.all(np.abs(box - boxes[below]) <= self.max_box_shift_px))
+                kept[below] = area > 0 and (near or area > self.min_area_px)
+                boxes[below] = box
+        return Verdict(kept, np.ones(len(regions), dtype=bool))
+
+
+def _take_away(mask: BoolArray, covered: BoolArray) -> None:
+    # For bools a > b is a & ~b, in one pass.
+    np.greater(mask, covered, out=mask)

@@ -13,13 +13,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
 from bsgal_paste import __version__
 from bsgal_paste._blend import BLEND_MODES
 from bsgal_paste._compose import ComposeConfig, compose
-from bsgal_paste._copy_paste import CopyPaste
+from bsgal_paste._copy_paste import ORDERS, POSITIONS, SOURCES, CopyPaste, sample_rng
+from bsgal_paste._donors import LvisDonors
 from bsgal_paste._lvis import Lvis, load_lvis, read_annotated_image
 from bsgal_paste._pool import InstancePool
 from bsgal_paste._preview import contact_sheet, draw_result
@@ -83,13 +83,16 @@ def run_preview(options: argparse.Namespace) -> None:
         raise ValueError("--n-images, --n-columns and --tile-px must be positive")
     lvis, paste, _ = _inputs(options)
     annotations = lvis.annotations_by_image()
+    names = {int(category["id"]): str(category["name"]) for category in lvis.categories}
     tiles = []
     n_pasted = 0
     for image in lvis.images[: options.n_images]:
-        target, _ = read_annotated_image(image, annotations[image["id"]], options.image_root)
-        result = paste(target, np.random.default_rng([options.seed, 0, int(image["id"])]))
+        target, _ = read_annotated_image(
+            image, annotations[image["id"]], options.image_root, boxes_only=lvis.boxes_only
+        )
+        result = paste(target, sample_rng(options.seed, 0, int(image["id"])))
         n_pasted += result.n_pasted
-        tiles.append(draw_result(result, paste.pool.category_names, tile_px=options.tile_px))
+        tiles.append(draw_result(result, names, tile_px=options.tile_px))
     sheet = contact_sheet(tiles, tile_px=options.tile_px, n_columns=options.n_columns)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(sheet).save(options.out)
@@ -103,7 +106,10 @@ def run_compose(options: argparse.Namespace) -> None:
     lvis, paste, recipe = _inputs(options)
     if options.dry_run:
         n_images = len(lvis.images) * config.copies_per_image
-        print(f"{n_images} images with pastes from {len(paste.pool)} instances to {options.out}")
+        print(
+            f"{n_images} images with pastes from {len(paste.pool)} pool instances "
+            f"(source {paste.source}) to {options.out}"
+        )
         return
     summary = compose(
         lvis,
@@ -124,6 +130,11 @@ def run_compose(options: argparse.Namespace) -> None:
         f"{summary.n_pasted} pasted instances, {summary.n_removed} real ones hidden, "
         f"{len(summary.failed)} images left out"
     )
+    if not summary.n_pasted:
+        print(
+            "nothing was pasted: look at --source, --count-range and the sizes of the images",
+            file=sys.stderr,
+        )
 
 
 def run_card(options: argparse.Namespace) -> None:
@@ -132,7 +143,7 @@ def run_card(options: argparse.Namespace) -> None:
 
 
 def _add_input_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pool", type=Path, required=True, help="instance pool folder")
+    parser.add_argument("--pool", type=Path, help="instance pool folder, if the source has one")
     parser.add_argument("--annotations", type=Path, required=True, help="LVIS v1 JSON")
     parser.add_argument("--image-root", type=Path, required=True, help="folder of its images")
     parser.add_argument(
@@ -161,7 +172,11 @@ _COMPOSE_FLAGS: dict[str, dict[str, Any]] = {
 }
 _LOW_HIGH: dict[str, Any] = {"nargs": 2, "metavar": ("LOW", "HIGH")}
 _PASTE_FLAGS: dict[str, dict[str, Any]] = {
-    "count_range": {"type": int, "help": "instances per image, HIGH exclusive", **_LOW_HIGH},
+    "source": {
+        "choices": SOURCES,
+        "help": "where instances come from; self: other images of the annotations",
+    },
+    "count_range": {"type": int, "help": "pool instances per image, HIGH exclusive", **_LOW_HIGH},
     "scale_range": {
         "type": float,
         "help": "square root of an instance's share of the image; None: as the real objects",
@@ -169,6 +184,27 @@ _PASTE_FLAGS: dict[str, dict[str, Any]] = {
     },
     "aspect_range": {"type": float, "help": "factor on width / height", **_LOW_HIGH},
     "flip_prob": {"type": float, "help": "probability of a mirror image, 0 to 1"},
+    "rotation_range_deg": {
+        "type": float,
+        "help": "turn of pool instances, degrees counter-clockwise",
+        **_LOW_HIGH,
+    },
+    "colour_prob": {
+        "type": float,
+        "help": "probability that a pool instance's colours vary, 0 to 1",
+    },
+    "position": {
+        "choices": POSITIONS,
+        "help": "uniform: the image's border may cut objects; inside: it does not",
+    },
+    "order": {"choices": ORDERS, "help": "which pool instances lie on top"},
+    "min_side_px": {"type": int, "help": "pool instances with a shorter side are left out, px"},
+    "donor_scale_range": {
+        "type": float,
+        "help": "factor on the size of an image that instances are copied from",
+        **_LOW_HIGH,
+    },
+    "max_donor_instances": {"type": int, "help": "most instances copied from one image"},
     "visibility": {"choices": ("share", "official"), "help": "which covered instances stay"},
     "min_visible_frac": {"type": float, "help": "share of the area that stays visible, for share"},
     "min_visible_px": {"type": int, "help": "pixels that stay visible, for share"},
@@ -191,14 +227,21 @@ def _inputs(options: argparse.Namespace) -> tuple[Lvis, CopyPaste, dict[str, Any
     if not options.image_root.is_dir():
         raise ValueError(f"there is no image folder {options.image_root}")
     lvis = load_lvis(options.annotations)
-    pool = InstancePool.open(options.pool).match(lvis.categories)
-    statistics = None
-    if recipe.scale_range is None:
+    if recipe.uses_pool != (options.pool is not None):
+        wanted = "needs --pool" if recipe.uses_pool else "takes no --pool; see --source"
+        raise ValueError(f"the source is {recipe.source}, which {wanted}")
+    pool = statistics = donors = None
+    if recipe.uses_pool:
+        pool = InstancePool.open(options.pool).match(lvis.categories)
+    if recipe.uses_donors:
+        donors = LvisDonors(lvis.raw, options.image_root)
+    if recipe.uses_pool and recipe.scale_range is None:
         statistics = ScaleStatistics.from_annotations(options.statistics or lvis.raw)
     record = dataclasses.asdict(recipe) | {"statistics": None}
     if options.statistics:
         record["statistics"] = hashlib.sha256(options.statistics.read_bytes()).hexdigest()
-    return lvis, recipe.build(pool, statistics, on_corrupt=options.on_corrupt), record
+    paste = recipe.build(pool, statistics, donors=donors, on_corrupt=options.on_corrupt)
+    return lvis, paste, record
 
 
 def _progress_printer() -> Callable[[int, int], None]:
