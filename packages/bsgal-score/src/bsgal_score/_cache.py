@@ -205,6 +205,14 @@ class GradientCache:
             rows=rows,
             metric=None if step is None else step.metric(self._parameters),
         )
+        if step is not None and not step.is_metric_only:
+            given = {
+                name: candidate
+                for name in self.names
+                if (candidate := candidate_gradients.get(name)) is not None
+            }
+            effect = step.effect(step.reference(self), given, self._parameters)
+            sums = sums._replace(dot=torch.tensor(effect, dtype=torch.float64))
         return _contribution(sums, form)
 
     def all_reduce(self, group: dist.ProcessGroup) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import ops
 from ._cache import GradientCache, Rows
+from ._curvature import CallRows
 from ._distributed import any_process
 from ._linear_maps import ExactCall, LinearCall
 from ._recorder import Call, Recorder, record_module
@@ -238,6 +239,13 @@ class GhostScorer:
             raise ValueError(f"`n_units` is {n_units}, but `unit_index` goes up to {largest}")
         if loss.dim() != 0 or not loss.requires_grad:
             raise ValueError("`loss` must be a scalar that requires grad")
+        feeds = update_cache and any(bool((index == REFERENCE).any()) for index in indices)
+        if feeds and step is not None and step.reference_at == "look_ahead":
+            raise ValueError(
+                "the reference rows of this pass are taken at the weights of now, and the step "
+                "model looks ahead: pass update_cache=False, after "
+                "cache.update(step.reference_gradients(model, reference_loss))"
+            )
         with torch.autocast(loss.device.type, enabled=False):
             gradients = torch.autograd.grad(
                 loss, [call.edge for call in calls], retain_graph=True, allow_unused=True
@@ -252,6 +260,8 @@ class GhostScorer:
                 has_reference = any(bool((one.index == REFERENCE).any()) for one in reached)
                 if group is not None and update_cache:
                     has_reference = any_process(has_reference, group)
+                if step is not None and step.curvature is not None and update_cache:
+                    step.curvature.update(_reference_rows(reached))
                 if update_cache and has_reference:
                     self.cache.update(_gradients(reached, REFERENCE), rows=rows)
                     if group is not None:
@@ -331,8 +341,12 @@ class GhostScorer:
         directions = [cached]
         if step is not None:
             parameters = {name: self.cache.parameters[name] for name in self.names}
-            directions.append(step.directions(cached, parameters))
+            reference = step.reference(self.cache)
+            reference = {name: reference[name] for name in self.names}
+            if step.is_linear:
+                directions.append(step.directions(reference, parameters))
         dots = torch.zeros(len(directions), n_units, dtype=torch.float64)
+        effects = torch.zeros(n_units, dtype=torch.float64)
         sqnorm = torch.zeros(n_units, dtype=torch.float64)
         layers: dict[frozenset[str], list[_Reached]] = defaultdict(list)
         for one in reached:
@@ -341,6 +355,8 @@ class GhostScorer:
             layer_dots, layer_sqnorm = self._score_layer(layer, directions, n_units, norms=norms)
             dots += layer_dots
             sqnorm += layer_sqnorm
+            if step is not None and not step.is_linear:
+                effects += _effects(layer, step, reference, parameters, n_units)
         norm = cosine = None
         if norms:
             sums = ops.cache_update_dot(list(cached.values()), None, None, impl=self.impl)
@@ -357,7 +373,7 @@ class GhostScorer:
             norm=norm,
             cosine=cosine,
             rows=rows.to(device),
-            step=None if step is None else dots[1].to(device),
+            step=None if step is None else (dots[1] if step.is_linear else effects).to(device),
             coverage=n_scored / sum(p.numel() for p in self.cache.parameters.values()),
         )
 
@@ -432,6 +448,12 @@ class _Reached:
     output_grads: Tensor
 
 
+def _reference_rows(reached: list[_Reached]) -> Iterator[CallRows]:
+    for one in reached:
+        chosen = (one.index == REFERENCE).nonzero().flatten()
+        yield CallRows(one.call, chosen, one.output_grads[chosen])
+
+
 def _gradients(reached: list[_Reached], unit: int) -> dict[str, Tensor]:
     """Sum up the gradient that a unit's rows give to each parameter over all calls."""
     total: dict[str, Tensor] = {}
@@ -442,6 +464,21 @@ def _gradients(reached: list[_Reached], unit: int) -> dict[str, Tensor]:
         for name, gradient in one.call.gradients(chosen, one.output_grads[chosen]).items():
             total[name] = total[name] + gradient if name in total else gradient
     return total
+
+
+def _effects(
+    layer: list[_Reached],
+    step: StepModel,
+    reference: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    n_units: int,
+) -> Tensor:
+    """Return the step model's effect of each unit over one layer, one unit's gradient at a time."""
+    effects = torch.zeros(n_units, dtype=torch.float64)
+    units = torch.cat([one.index.cpu() for one in layer])
+    for unit in torch.unique(units[units >= 0]).tolist():
+        effects[unit] = step.effect(reference, _gradients(layer, unit), parameters)
+    return effects
 
 
 def _row_by_row(layer: list[_Reached], directions: dict[str, Tensor], n_units: int) -> Tensor:

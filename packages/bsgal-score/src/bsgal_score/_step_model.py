@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from ._adam_displacement import adam_displacement
+from ._curvature import CallRows, Curvature, CurvatureKind
+from ._extrapolation import Extrapolation
+from ._recorder import Recorder
 from ._restore import restored
 from ._types import TensorMetric
+from .errors import StateMismatchError
+
+if TYPE_CHECKING:
+    from ._cache import GradientCache
+
+ReferencePoint = Literal["now", "look_ahead", "extrapolated"]
+
+_POINTS = ("now", "look_ahead", "extrapolated")
 
 
 class StepModel:
-    """The first-order effect of a gradient on the next step of a live optimizer.
+    """The effect of a gradient on the reference loss through the next step of a live optimizer.
 
     Adding k to the gradient of a step moves the weights by -S k more, to first order, with
 
@@ -23,21 +35,57 @@ class StepModel:
                (no dampening before there is momentum)
         Adam   S = lr·(1 - β₁) / (1 - β₁ᵗ⁺¹) / (√v̂ + ε), with v̂ the corrected second moment of now
 
-    so ⟨c, S k⟩ is the predicted drop of the reference loss, in loss units, that is due to having
-    the candidate in that step. Left out: the change that k makes to v̂ (a share 1 - β₂), gradient
-    clipping, what momentum carries into later steps, and curvature.
+    so with the reference gradient c, and H its curvature,
+
+        φ = ⟨c, S k⟩ - ½ ⟨S k, H S k⟩
+
+    is the predicted drop of the reference loss, in loss units, that is due to having the candidate
+    in that step. Decoupled weight decay, and the momentum of now, move the weights with and without
+    the candidate and are no part of S. Left out: gradient clipping, and what momentum carries into
+    later steps.
+
+    S takes Adam's second moments as they are (`displacement="linear"`), which fits a candidate that
+    is small beside them. Where it is not, early in training or for rarely active weights,
+    `displacement="exact"` replaces S k by what Adam makes of it, which saturates.
+
+    Where c is taken (`reference_at`) decides whether φ sees the rest of the batch, whose own step u
+    changes the reference gradient to c - H u before the candidate counts (the cross term):
+
+        "now"           At the weights of now. With a curvature, the cross term - ⟨H u, S k⟩ is
+                        added, u being the step that the optimizer would take on the `.grad` of
+                        now; parameters without `.grad` are taken as not moved.
+        "look_ahead"    After the step u, see `reference_gradients`: holds the cross term exactly.
+        "extrapolated"  From the last two states of the cache, as if the next step changed it like
+                        the last one: no further pass. Worth it where the reference batch stays
+                        the same; noise between batches is extrapolated too.
 
     Args:
         optimizer: SGD, Adam or AdamW. Read anew each time, so learning-rate schedules are followed.
         unit_weight: Factor between the loss whose gradient is scored and its share of the training
             loss; 1 if the candidate's loss is normalised as in training.
+        reference_at: Where the reference gradient is taken.
+        curvature: `"none"`, or an estimate of H from the reference rows: `"scalar"`, `"diagonal"`
+            or `"kfac"`. Fed by `reference_gradients`, or by the reference rows in `GhostScorer`.
+            Matters where the candidate is a large part of the step.
+        displacement: `"linear"` or `"exact"`, the same for SGD. Exact takes `.grad` as the gradient
+            of the rest of the batch (none counts as zero).
+        curvature_decay: Weight of the old estimate of H.
 
     Raises:
         TypeError: If the optimizer is of another kind.
-        ValueError: If it maximises.
+        ValueError: If it maximises, or an option is unknown.
     """
 
-    def __init__(self, optimizer: Optimizer, *, unit_weight: float = 1.0) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        unit_weight: float = 1.0,
+        reference_at: ReferencePoint = "now",
+        curvature: Literal["none"] | CurvatureKind = "none",
+        displacement: Literal["linear", "exact"] = "linear",
+        curvature_decay: float = 0.9,
+    ) -> None:
         # By exact type: a subclass may take other steps.
         if type(optimizer) not in (SGD, Adam, AdamW):
             raise TypeError(
@@ -46,8 +94,28 @@ class StepModel:
             )
         if any(group.get("maximize") for group in optimizer.param_groups):
             raise ValueError("`optimizer` maximises; scores are about lowering a loss")
+        if reference_at not in _POINTS:
+            raise ValueError(f"`reference_at` must be one of {_POINTS}, got {reference_at!r}")
+        if displacement not in ("linear", "exact"):
+            raise ValueError(f"`displacement` must be 'linear' or 'exact', got {displacement!r}")
         self.optimizer = optimizer
+        self.displacement: Literal["linear", "exact"] = displacement
         self.unit_weight = float(unit_weight)
+        self.reference_at: ReferencePoint = reference_at
+        self.curvature = (
+            None if curvature == "none" else Curvature(curvature, decay=curvature_decay)
+        )
+        self._extrapolation = Extrapolation() if reference_at == "extrapolated" else None
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether φ = ⟨S c, k⟩ for some c: then no unit's gradient has to be formed."""
+        return self.curvature is None and self.displacement == "linear"
+
+    @property
+    def is_metric_only(self) -> bool:
+        """Whether φ = ⟨S c, k⟩ with the cache c as it is: one pass over memory."""
+        return self.is_linear and self.reference_at != "extrapolated"
 
     def metric(self, parameters: Mapping[str, Tensor]) -> list[TensorMetric]:
         """Return the diagonal S of each parameter; zero for those the optimizer does not move.
@@ -83,12 +151,93 @@ class StepModel:
             scaled[name] = x.mul_(metric.scale)
         return scaled
 
+    def reference(self, cache: GradientCache) -> dict[str, Tensor]:
+        """Return the reference gradient that candidates are compared with, by parameter name.
+
+        The cache itself, or the cache extrapolated, or the cache with the cross term.
+
+        Raises:
+            ValueError: If a cache in mode "mean" is to be extrapolated.
+        """
+        cached = {name: cache[name] for name in cache.names}
+        if self._extrapolation is not None:
+            return self._extrapolation.ahead(cache)
+        if self.reference_at == "look_ahead" or self.curvature is None:
+            return cached
+        moved = self.batch_step(cache.parameters)
+        if not moved:
+            return cached
+        change = self.curvature.times(moved)
+        return {
+            name: c - change[name].to(c.dtype) if name in change else c
+            for name, c in cached.items()
+        }
+
+    def effect(
+        self,
+        reference: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+    ) -> float:
+        """Return φ of a candidate, or of the part of it that belongs to some layers.
+
+        φ is a sum over layers, so it may be computed layer by layer.
+
+        Args:
+            reference: The reference gradient, from `reference`.
+            gradients: The candidate's gradient by name, for whole layers.
+            parameters: Name to parameter, at least those of `gradients`.
+        """
+        parameters = {name: parameters[name] for name in gradients}
+        if self.displacement == "exact" and not isinstance(self.optimizer, SGD):
+            moved = self._adam_displacements(gradients, parameters)
+        else:
+            moved = self.directions(gradients, parameters)
+        first_order = sum(
+            float((reference[name].to(x.dtype) * x).sum(dtype=torch.float64))
+            for name, x in moved.items()
+        )
+        return first_order - (
+            0.0 if self.curvature is None else 0.5 * self.curvature.quadratic(moved)
+        )
+
+    def reference_gradients(
+        self, model: nn.Module, reference_loss: Callable[[], Tensor]
+    ) -> dict[str, Tensor | None]:
+        """Return the gradient of the reference loss where `reference_at` says, for the cache.
+
+        With "look_ahead" the optimizer's step on the `.grad` of now is taken first, and taken back
+        bit for bit afterwards; so call it after the backward pass of the batch without the
+        candidate. With a curvature, the rows of the loss (entries along the first axis of every
+        layer's input) feed its estimate; layers that `GhostScorer` does not know count as flat.
+        One forward and one backward pass; `.grad` and the random state stay.
+
+        Args:
+            model: Whose parameters get a gradient.
+            reference_loss: Returns the scalar loss at the weights it finds.
+
+        Returns:
+            Parameter name to gradient; None where the loss does not depend on it.
+        """
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        ahead = self.reference_at == "look_ahead"
+        with self.look_ahead(model) if ahead else nullcontext(), torch.enable_grad():
+            found: tuple[Tensor | None, ...]
+            if self.curvature is None:
+                found = torch.autograd.grad(
+                    reference_loss(), list(named.values()), allow_unused=True
+                )
+            else:
+                found = self._observe(self.curvature, named, reference_loss)
+        return dict(zip(named, found, strict=True))
+
     @contextmanager
     def look_ahead(self, model: nn.Module | None = None) -> Iterator[None]:
         """Take the optimizer's step on the gradients of now, and take it back when the block ends.
 
         A reference gradient taken inside belongs to the weights after the step that is taken
         without the candidate; it holds the interplay of the candidate with the rest of the batch.
+        Everything is restored bit for bit, as after `loss_difference`.
 
         Args:
             model: Restore its buffers too.
@@ -96,6 +245,96 @@ class StepModel:
         with restored(self.optimizer, model):
             self.optimizer.step()
             yield
+
+    def batch_step(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return u, by how much the optimizer's step on the `.grad` of now lowers each parameter.
+
+        Args:
+            parameters: Name to parameter; those without `.grad` are left out.
+        """
+        chosen = {name: p for name, p in parameters.items() if p.grad is not None}
+        if not chosen:
+            return {}
+        before = {name: p.detach().clone() for name, p in chosen.items()}
+        with self.look_ahead():
+            return {name: before[name] - p.detach() for name, p in chosen.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what has been learnt about the curvature and the cache's course."""
+        return {
+            "reference_at": self.reference_at,
+            "curvature": None if self.curvature is None else self.curvature.state_dict(),
+            "extrapolation": (
+                None if self._extrapolation is None else self._extrapolation.state_dict()
+            ),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state.
+
+        Raises:
+            StateMismatchError: If it was saved with other options.
+        """
+        expected = self.state_dict()
+        for key in ("curvature", "extrapolation"):
+            if (state[key] is None) != (expected[key] is None):
+                raise StateMismatchError(
+                    f"the saved step model and this one differ in whether they have {key}"
+                )
+        if state["reference_at"] != self.reference_at:
+            raise StateMismatchError(
+                f"the saved step model has reference_at={state['reference_at']!r}, this one "
+                f"{self.reference_at!r}"
+            )
+        if self.curvature is not None:
+            self.curvature.load_state_dict(state["curvature"])
+        if self._extrapolation is not None:
+            self._extrapolation.load_state_dict(state["extrapolation"])
+
+    @staticmethod
+    def _observe(
+        curvature: Curvature,
+        named: Mapping[str, Tensor],
+        reference_loss: Callable[[], Tensor],
+    ) -> tuple[Tensor | None, ...]:
+        """Return gradients, and feed the curvature from the same backward pass."""
+        recorder = Recorder(named)
+        with recorder:
+            recorder.active = True
+            loss = reference_loss()
+            recorder.active = False
+        calls = [
+            call
+            for call in recorder.calls
+            if not set(call.names.values()) & set(recorder.other_uses)
+        ]
+        places: list[Any] = [*named.values(), *(call.edge for call in calls)]
+        found = torch.autograd.grad(loss, places, allow_unused=True)
+        with torch.no_grad():
+            curvature.update(
+                CallRows(call, torch.arange(len(call.inputs), device=grads.device), grads)
+                for call, grads in zip(calls, found[len(named) :], strict=True)
+                if grads is not None
+            )
+        return found[: len(named)]
+
+    def _adam_displacements(
+        self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Return by how much more Adam's next step lowers the weights with the candidate."""
+        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+        self.metric(parameters)  # Raises where there is no state.
+        return {
+            name: adam_displacement(
+                gradient.to(torch.promote_types(gradient.dtype, torch.float32)) * self.unit_weight,
+                parameters[name],
+                self.optimizer.state[parameters[name]],
+                groups[id(parameters[name])],
+            )
+            if id(parameters[name]) in groups
+            else torch.zeros_like(gradient)
+            for name, gradient in gradients.items()
+        }
 
     def _tensor_metric(
         self, name: str, parameter: Tensor, group: Mapping[str, Any]
