@@ -19,7 +19,7 @@ from bsgal_train.recipe import Recipe
 from bsgal_train.run import evaluate, train
 from bsgal_train.trainer import DivergedError, TrainingInterruptedError
 
-MODES = ("none", "paste_all", "paper")
+MODES = ("none", "paste_random", "paper", "batch", "image", "instance")
 
 
 class StoppedError(Exception):
@@ -38,7 +38,8 @@ def outcome(folder: Path) -> tuple[bytes, list[dict[str, float]], list[dict[str,
     """Return what must not differ between two runs: weights, metrics and decisions."""
     rows = read_metrics(folder / "metrics.jsonl")
     for row in rows:
-        row.pop("step_s", None)
+        for name in ("step_s", "scoring_s", "overhead_share"):
+            row.pop(name, None)
     weights = (folder / "detector.safetensors").read_bytes()
     return weights, rows, read_decisions(folder / "decisions").to_pylist()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
+import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +26,18 @@ __all__ = [
 Precision = Literal["fp32", "bf16", "fp16"]
 Architecture = Literal["mask_rcnn", "centernet2"]
 BackboneNorm = Literal["group", "frozen", "own"]
-SelectionMode = Literal["none", "paste_all", "paper"]
+SelectionMode = Literal[
+    "none", "paste_all", "paste_random", "paper", "batch", "image", "instance", "oracle"
+]
+ScoreForm = Literal["cosine", "dot", "step"]
+LossKind = Literal["cls", "box", "mask"]
+
+# Losses that count where a recipe does not say: the paper's, and all that a unit can be wrong in.
+_PAPER_LOSSES: tuple[LossKind, ...] = ("cls",)
+_ALL_LOSSES: tuple[LossKind, ...] = ("cls", "box", "mask")
+
+
+_BY_GROUP = ("threshold_by_group", "kept_share_by_group", "kept_share_end_by_group")
 
 
 def _require(condition: bool, message: str) -> None:
@@ -247,22 +260,126 @@ class PasteConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SelectionConfig:
-    """Which pasted batches are trained on.
+    """Which pasted instances are trained on.
+
+    Settings of another mode than the chosen one have no effect. Where a type is "... | None", None
+    (written `null` on the command line) leaves the choice to the mode.
 
     Attributes:
-        mode: `none` never pastes, `paste_all` always trains on the pasted images, `paper`
-            compares gradients.
-        threshold: a batch is accepted when its contribution is at least this (cosine).
-        decay: weight of the old gradient cache at each update.
+        mode: `none` never pastes; `paste_all` trains on everything; `paste_random` accepts
+            `kept_share` by lot; `paper`, `batch`, `image` and `instance` compare gradients, once
+            per batch, image or instance; `oracle` measures the loss difference of every instance.
+        reference: what real data an instance or image is compared with: `in_batch`, the real
+            objects of the step's own images; `class_matched`, real images of the pasted
+            categories, every `refresh_every` steps; `hybrid`, both. `paper` and `batch` are always
+            class-matched.
+        form: `cosine`; `dot`, in loss units per unit learning rate; `step`, in loss units, the
+            predicted effect on the optimizer's next step.
+        losses: losses of the region heads that count, of `cls`, `box` and `mask`; empty means
+            `cls` for `paper` and `batch`, else all three.
+        refresh_every: steps between two class-matched references (`paper` takes one each step).
+        decay: weight of the old gradient cache at each update; None means 0.1 (released with the
+            paper) for `paper` and `batch`, else 0.9.
+        rowwise: classifier rows keep their memory in steps without their class.
+        cache_dtype: type of the cache; `bf16` halves it.
+        policy: `fixed` accepts from `threshold` on; `quantile` accepts the best `kept_share` of
+            the last `window` contributions; `schedule` moves that share linearly over the run.
+        threshold: contribution that is needed (`fixed`), or needed until there is a window. None
+            means -0.05 (released with the paper) for cosines, and 0 for forms in loss units.
+        kept_share: share to accept; at the first step of a `schedule`.
+        kept_share_end: share to accept at the last step of a `schedule`.
+        window: contributions that a quantile is taken of.
+        per_group: keep one window per frequency group; implied by the settings by group. Only
+            where single instances are judged.
+        threshold_by_group: thresholds of rare, common and frequent categories; empty means
+            `threshold`.
+        kept_share_by_group: the same for `kept_share`.
+        kept_share_end_by_group: the same for `kept_share_end`.
+        granularity: what `paste_random` draws a lot for.
+        oracle_step: `oracle` takes the step with the whole batch, with and without the instance
+            (`in_batch`), or with the instance `alone`.
+        nothing_to_judge: `paper` only: `no_evidence` trains on a batch without a pasted proposal
+            and enters it in no window; `zero` scores it 0, as the released code does.
+        reference_classes: `paper` only: `all` takes every class of the reference loss, as the
+            released code does; `federated` masks classes there as in training.
     """
 
     mode: SelectionMode = "none"
-    threshold: float = -0.05
-    decay: float = 0.1
+    reference: Literal["in_batch", "class_matched", "hybrid"] = "in_batch"
+    form: ScoreForm = "cosine"
+    losses: tuple[LossKind, ...] = ()
+    refresh_every: int = 16
+    decay: float | None = None
+    rowwise: bool = False
+    cache_dtype: Literal["fp32", "bf16"] = "fp32"
+    policy: Literal["fixed", "quantile", "schedule"] = "fixed"
+    threshold: float | None = None
+    kept_share: float = 0.5
+    kept_share_end: float = 0.5
+    window: int = 1000
+    per_group: bool = False
+    threshold_by_group: tuple[float, ...] = ()
+    kept_share_by_group: tuple[float, ...] = ()
+    kept_share_end_by_group: tuple[float, ...] = ()
+    granularity: Literal["batch", "image", "instance"] = "instance"
+    oracle_step: Literal["in_batch", "alone"] = "in_batch"
+    nothing_to_judge: Literal["no_evidence", "zero"] = "no_evidence"
+    reference_classes: Literal["all", "federated"] = "all"
 
     def __post_init__(self) -> None:
-        _require(0 <= self.decay < 1, f"selection.decay must be in [0, 1), got {self.decay}")
-        _require(-1 <= self.threshold <= 1, "selection.threshold is a cosine, in [-1, 1]")
+        decay, threshold = self.effective_decay, self.effective_threshold
+        _require(0 <= decay < 1, f"selection.decay must be in [0, 1), got {decay}")
+        _require(
+            self.form != "cosine" or self.mode == "oracle" or -1 <= threshold <= 1,
+            f"selection.threshold is a cosine, in [-1, 1], got {threshold}",
+        )
+        _require(math.isfinite(threshold), "selection.threshold must be finite")
+        _require(self.refresh_every >= 1, "selection.refresh_every must be at least 1")
+        _require(self.window >= 1, "selection.window must be at least 1")
+        _require(
+            len(set(self.losses)) == len(self.losses),
+            f"selection.losses names a loss twice: {self.losses}",
+        )
+        shares = (self.kept_share, self.kept_share_end)
+        for share in (*shares, *self.kept_share_by_group, *self.kept_share_end_by_group):
+            _require(0 <= share <= 1, f"selection.kept_share... must be in [0, 1], got {share}")
+        for name in _BY_GROUP:
+            n_values = len(getattr(self, name))
+            _require(
+                n_values in (0, 3),
+                f"selection.{name} needs three values, for r, c and f, got {n_values}",
+            )
+        _require(
+            not self.is_per_group or self.mode in ("instance", "oracle"),
+            f"selection.mode={self.mode} judges several categories at once: settings by frequency "
+            "group need selection.mode=instance",
+        )
+
+    @property
+    def effective_losses(self) -> tuple[LossKind, ...]:
+        """The losses that count, resolved for the mode."""
+        if self.losses:
+            return self.losses
+        return _PAPER_LOSSES if self.mode in ("paper", "batch") else _ALL_LOSSES
+
+    @property
+    def effective_decay(self) -> float:
+        """The decay, resolved for the mode."""
+        if self.decay is not None:
+            return self.decay
+        return 0.1 if self.mode in ("paper", "batch") else 0.9
+
+    @property
+    def effective_threshold(self) -> float:
+        """The threshold, resolved for form and mode."""
+        if self.threshold is not None:
+            return self.threshold
+        return -0.05 if self.form == "cosine" and self.mode != "oracle" else 0.0
+
+    @property
+    def is_per_group(self) -> bool:
+        """Whether frequency groups are judged apart."""
+        return self.per_group or any(getattr(self, name) for name in _BY_GROUP)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -389,6 +506,9 @@ def _parse(text: str, annotation: Any, key: str) -> Any:
 def _checked(value: Any, annotation: Any, key: str) -> Any:
     """Return `value` in the declared type, or raise naming the key and what it takes."""
     origin = typing.get_origin(annotation)
+    if origin is types.UnionType:
+        (inner,) = (one for one in typing.get_args(annotation) if one is not types.NoneType)
+        return None if value is None else _checked(value, inner, key)
     if origin is Literal:
         choices = typing.get_args(annotation)
         if value not in choices:

@@ -44,7 +44,7 @@ from bsgal_train.metrics import read_metrics
 from bsgal_train.predict import predict
 from bsgal_train.recipe import DataConfig, Recipe
 from bsgal_train.selection import build_selection
-from bsgal_train.trainer import Progress, Trainer
+from bsgal_train.trainer import Progress, Trainer, build_optimizer
 
 __all__ = ["RunResult", "evaluate", "evaluate_detector", "train"]
 
@@ -132,10 +132,13 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
         logger.info("step %d: mask %s", step, values)
         return {f"val/{name}": value for name, value in values.items() if value is not None}
 
+    optimizer = build_optimizer(detector, recipe.optimizer)
+    reference = ClassMatchedReference(annotations, crop)
     Trainer(
         recipe=recipe,
         detector=detector,
-        selection=build_selection(recipe, detector, ClassMatchedReference(annotations, crop)),
+        optimizer=optimizer,
+        selection=build_selection(recipe, detector, reference, optimizer),
         batches=batches,
         folder=folder,
         progress=progress,

@@ -84,6 +84,7 @@ class Trainer:
     Attributes:
         recipe: the resolved recipe.
         detector: changed in place.
+        optimizer: of the detector, from `build_optimizer`; its rate is set at every step.
         selection: the mode's step.
         batches: called with a start position, yields lists of training samples without end.
         folder: where checkpoints, metrics and decisions go.
@@ -94,6 +95,7 @@ class Trainer:
 
     recipe: Recipe
     detector: nn.Module
+    optimizer: torch.optim.Optimizer
     selection: SelectionStep
     batches: Callable[[int], Iterable[list[TrainingSample]]]
     folder: Path
@@ -101,7 +103,6 @@ class Trainer:
     evaluate: Callable[[int], dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
-        self._optimizer = build_optimizer(self.detector, self.recipe.optimizer)
         self._checkpoints = CheckpointFolder(
             self.folder / "checkpoints", keep=self.recipe.checkpoint.keep
         )
@@ -125,19 +126,28 @@ class Trainer:
         with MetricsLog(self.folder, resumed_step=self._step) as metrics, _interrupts() as stop:
             began = logged = time.monotonic()
             n_logged = self._step
+            scoring_s = busy_s = 0.0
             while self._step < schedule.n_steps:
-                values = self._train_step(next(batches), decisions)
+                samples = next(batches)
+                step_began = time.monotonic()
+                values = self._train_step(samples, decisions)
+                busy_s += time.monotonic() - step_began
+                scoring_s += values.pop("scoring_s", 0.0)
                 step = self._step
                 last = step == schedule.n_steps
                 if step % schedule.log_every == 0 or last:
                     now = time.monotonic()
                     values["step_s"] = (now - logged) / (step - n_logged)
+                    values["scoring_s"] = scoring_s / (step - n_logged)
+                    values["overhead_share"] = scoring_s / busy_s
                     metrics.write(step, values)
                     logged, n_logged = now, step
+                    scoring_s = busy_s = 0.0
                 if schedule.eval_every and step % schedule.eval_every == 0 and self.evaluate:
                     metrics.write(step, self.evaluate(step))
                     self.detector.train()
                     logged, n_logged = time.monotonic(), step
+                    scoring_s = busy_s = 0.0
                 if last or stop.is_set() or step % self.recipe.checkpoint.every == 0:
                     decisions.flush(step)
                     path = self._save()
@@ -155,22 +165,23 @@ class Trainer:
     ) -> dict[str, float]:
         step = self._step + 1
         seed = step_seed(self.recipe.schedule.seed, step)
+        # Before the selection, which may look ahead at the step.
+        lr = learning_rate(step, self.recipe.optimizer.lr, self.recipe.schedule)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         try:
             selected = self.selection(self.detector, samples, step, seed)
         except FloatingPointError as error:
             # detectron2 looks at its proposals before there is a loss.
             raise _diverged(step, samples, str(error)) from error
         total = torch.stack(list(selected.losses.values())).sum()
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         norm = nn.utils.clip_grad_norm_(
             self.detector.parameters(), self.recipe.optimizer.clip_norm, error_if_nonfinite=False
         )
         _check_finite(step, samples, {**selected.losses, "gradient norm": norm})
-        lr = learning_rate(step, self.recipe.optimizer.lr, self.recipe.schedule)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        self._optimizer.step()
+        self.optimizer.step()
         decisions.add(selected.decisions)
         self._step = step
         self._position = samples[-1].position + 1
@@ -188,7 +199,7 @@ class Trainer:
                 step=self._step,
                 position=self._position,
                 model=self.detector.state_dict(),
-                optimizer=self._optimizer.state_dict(),
+                optimizer=self.optimizer.state_dict(),
                 selection=self.selection.state_dict(),
             )
         )
@@ -198,7 +209,7 @@ class Trainer:
         if state is None:
             return
         self.detector.load_state_dict(state.model)
-        self._optimizer.load_state_dict(state.optimizer)
+        self.optimizer.load_state_dict(state.optimizer)
         self.selection.load_state_dict(state.selection)
         self._step, self._position = state.step, state.position
         logger.info("going on from step %d", self._step)

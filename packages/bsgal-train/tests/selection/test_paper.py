@@ -1,51 +1,31 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from bsgal_paste import CategoryBalancedSampler, CopyPaste, InstancePool, UniformScale
 from bsgal_score import GradientCache
 from bsgal_train.annotations import LvisAnnotations
-from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingMapper, TrainingSample
-from bsgal_train.detector import build_detector, training_losses
-from bsgal_train.recipe import Recipe, SelectionConfig
+from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingSample
+from bsgal_train.detector import training_losses
+from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection, paper
-from bsgal_train.selection.class_losses import candidate_loss, gradients, reference_loss
 from bsgal_train.selection.paper import PaperSelection
+from bsgal_train.selection.scoring_losses import candidate_loss, gradients, reference_loss
 
 CROP = RandomCrop(crop_px=64)
 
 
-@pytest.fixture
-def annotations(tiny_data: Path) -> LvisAnnotations:
-    return LvisAnnotations.load(tiny_data / "train.json", tiny_data)
-
-
-@pytest.fixture
-def samples(tiny_data: Path, annotations: LvisAnnotations) -> list[TrainingSample]:
-    pool = InstancePool.open(tiny_data / "pool").match(annotations.categories)
-    sampler = CategoryBalancedSampler(pool, count_range=(1, 3))
-    copy_paste = CopyPaste(pool, sampler, UniformScale(scale_range=(0.3, 0.4)))
-    mapper = TrainingMapper(annotations, CROP, seed=0, copy_paste=copy_paste)
-    return [mapper(position, image_index=position) for position in range(2)]
-
-
-@pytest.fixture
-def detector(tiny_recipe: Recipe) -> Any:
-    torch.manual_seed(0)
-    return build_detector(tiny_recipe.detector, n_classes=3)
-
-
 def selection(
-    detector: Any, annotations: LvisAnnotations, threshold: float = -0.05
+    detector: Any, annotations: LvisAnnotations, threshold: float | None = None, **options: Any
 ) -> PaperSelection:
     reference = ClassMatchedReference(annotations, CROP)
-    return PaperSelection(detector, reference, SelectionConfig(threshold=threshold), "fp32")
+    config = SelectionConfig(mode="paper", threshold=threshold, **options)
+    recipe = Recipe(selection=config, paste=PasteConfig(pool="pool"))
+    optimizer = torch.optim.AdamW(detector.parameters())
+    return PaperSelection(detector, reference, recipe, optimizer)
 
 
 def total(losses: dict[str, torch.Tensor]) -> float:
@@ -61,7 +41,7 @@ def test_the_contribution_is_the_cosine_of_cache_and_candidate(
 ) -> None:
     selected = selection(detector, annotations)(detector, samples, step=1, seed=7)
 
-    real = ClassMatchedReference(annotations, CROP).batch(samples, np.random.default_rng(7))
+    real = ClassMatchedReference(annotations, CROP).for_step(samples, 7)
     losses = (
         reference_loss(detector, real, "fp32"),
         candidate_loss(detector, [s.pasted for s in samples], "fp32", seed=7),
@@ -69,7 +49,7 @@ def test_the_contribution_is_the_cosine_of_cache_and_candidate(
     flat = []
     for loss in losses:
         assert loss is not None
-        found = gradients(loss, detector).values()
+        found = gradients(loss, dict(detector.named_parameters())).values()
         parameters = detector.parameters()
         flat.append(
             torch.cat(
@@ -194,6 +174,7 @@ def test_the_controls_judge_nothing(
         tiny_recipe.override(f"selection.mode={mode}"),
         detector,
         ClassMatchedReference(annotations, CROP),
+        torch.optim.AdamW(detector.parameters()),
     )
 
     selected = step(detector, samples, step=1, seed=7)

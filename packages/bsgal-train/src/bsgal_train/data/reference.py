@@ -56,6 +56,15 @@ class ClassMatchedReference:
         """
         return [self._one(sample, rng) for sample in samples]
 
+    def for_step(self, samples: Sequence[TrainingSample], seed: int) -> list[dict[str, Any]]:
+        """Do as `batch`, each draw a function of `seed` and of the sample's position alone.
+
+        So a sample's real image is the same whichever process of a run holds the sample.
+        """
+        return [
+            self._one(sample, np.random.default_rng([seed, sample.position])) for sample in samples
+        ]
+
     def _one(self, sample: TrainingSample, rng: np.random.Generator) -> dict[str, Any]:
         choices = self._choices(sample)
         for _ in range(1 + MAX_REPLACEMENTS):

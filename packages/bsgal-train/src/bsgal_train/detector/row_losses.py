@@ -26,6 +26,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from bsgal_train import processes
+
 __all__ = [
     "BACKGROUND",
     "RowLosses",
@@ -97,7 +99,7 @@ class RowLosses:
 
 
 _recorders: ContextVar[tuple[list[RowLosses], ...]] = ContextVar("_recorders", default=())
-_normalize: ContextVar[Callable[[float], float] | None] = ContextVar("_normalize", default=None)
+_normalize: ContextVar[Callable[[float], float]] = ContextVar("_normalize", default=processes.mean)
 
 
 def report(
@@ -111,14 +113,16 @@ def report(
 ) -> Tensor:
     """Return the named loss of a batch, and note its rows where they are recorded.
 
+    Where there are several processes, the loss is divided by the mean of their divisors, so that
+    the mean of their losses is that of the whole batch; all of them have to report it.
+
     Arguments are the attributes of `RowLosses`.
     """
-    joint = _normalize.get()
     losses = RowLosses(
         name=name,
         kind=kind,
         per_row=per_row,
-        normalizer=normalizer if joint is None else joint(normalizer),
+        normalizer=_normalize.get()(normalizer),
         rows=rows,
         modules=tuple(modules),
     )
@@ -140,7 +144,7 @@ def recorded() -> Iterator[list[RowLosses]]:
 
 @contextmanager
 def normalized_by(joint: Callable[[float], float]) -> Iterator[None]:
-    """Pass every normalizer through `joint` inside the block, such as a mean over processes."""
+    """Pass every normalizer through `joint` inside the block, not through the mean of processes."""
     token = _normalize.set(joint)
     try:
         yield

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.optim import Optimizer
 
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import SelectionStep
+from bsgal_train.selection.batch import BatchSelection
+from bsgal_train.selection.oracle import OracleSelection
 from bsgal_train.selection.paper import PaperSelection
 from bsgal_train.selection.plain import AlwaysPaste, NeverPaste
+from bsgal_train.selection.random_share import RandomSelection
+from bsgal_train.selection.row_selection import RowSelection
 
 if TYPE_CHECKING:
     from bsgal_train.data import ClassMatchedReference
@@ -18,7 +23,10 @@ __all__ = ["build_selection"]
 
 
 def build_selection(
-    recipe: Recipe, detector: nn.Module, reference: ClassMatchedReference
+    recipe: Recipe,
+    detector: nn.Module,
+    reference: ClassMatchedReference,
+    optimizer: Optimizer,
 ) -> SelectionStep:
     """Return the selection step of `recipe.selection.mode`.
 
@@ -26,10 +34,19 @@ def build_selection(
         recipe: of the run.
         detector: whose gradients are compared by modes that do.
         reference: real images for modes that need them.
+        optimizer: the run's own, read by modes that predict its next step.
     """
-    precision = recipe.detector.precision
-    if recipe.selection.mode == "none":
-        return NeverPaste(precision)
-    if recipe.selection.mode == "paste_all":
-        return AlwaysPaste(precision)
-    return PaperSelection(detector, reference, recipe.selection, precision)
+    mode = recipe.selection.mode
+    if mode == "none":
+        return NeverPaste(recipe.detector.precision)
+    if mode == "paste_all":
+        return AlwaysPaste(recipe.detector.precision)
+    if mode == "paste_random":
+        return RandomSelection(recipe)
+    if mode == "paper":
+        return PaperSelection(detector, reference, recipe, optimizer)
+    if mode == "batch":
+        return BatchSelection(detector, reference, recipe, optimizer)
+    if mode == "oracle":
+        return OracleSelection(reference, recipe, optimizer)
+    return RowSelection(detector, reference, recipe, optimizer, mode)

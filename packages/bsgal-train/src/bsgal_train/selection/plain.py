@@ -38,7 +38,8 @@ class NeverPaste(_Stateless):
         """Return the losses on the un-pasted images."""
         inputs = [sample.original for sample in samples]
         return Selected(
-            losses=training_losses(detector, inputs, self._precision, seed), statistics={}
+            losses=training_losses(detector, inputs, self._precision, seed, _keys(samples)),
+            statistics={},
         )
 
 
@@ -51,6 +52,10 @@ class AlwaysPaste(_Stateless):
         """Return the losses on the pasted images."""
         inputs = [sample.pasted for sample in samples]
         return Selected(
-            losses=training_losses(detector, inputs, self._precision, seed),
+            losses=training_losses(detector, inputs, self._precision, seed, _keys(samples)),
             statistics={"n_pasted": float(sum(len(sample.pastes) for sample in samples))},
         )
+
+
+def _keys(samples: Sequence[TrainingSample]) -> list[int]:
+    return [sample.position for sample in samples]

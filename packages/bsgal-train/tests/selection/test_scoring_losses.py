@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.recipe import Recipe
-from bsgal_train.selection.class_losses import candidate_loss, gradients, reference_loss
+from bsgal_train.selection.scoring_losses import candidate_loss, gradients, reference_loss
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_scoring_leaves_the_detector_as_it_was(
 
     loss = candidate_loss(detector, tiny_inputs, "fp32", seed=0)
     assert loss is not None
-    gradients(loss, detector)
+    gradients(loss, dict(detector.named_parameters()))
 
     assert all(p.grad is None for p in detector.parameters())
     assert all(module.training for module in detector.modules())
@@ -127,7 +127,7 @@ def test_parameters_outside_the_class_branch_have_no_gradient(
     loss = reference_loss(detector, tiny_inputs, "fp32")
     assert loss is not None
 
-    found = gradients(loss, detector)
+    found = gradients(loss, dict(detector.named_parameters()))
 
     assert set(found) == {name for name, _ in detector.named_parameters()}
     assert found["roi_heads.box_predictor.cls_score.weight"] is not None

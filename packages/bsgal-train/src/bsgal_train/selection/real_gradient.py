@@ -1,0 +1,101 @@
+"""A cache of real-data gradients of the region heads, refreshed from class-matched images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from bsgal_score import GradientCache
+from bsgal_train import processes
+from bsgal_train.data.samples import REAL, TrainingSample
+from bsgal_train.recipe import LossKind, Precision, SelectionConfig
+from bsgal_train.selection.scoring_losses import gradients, reference_loss
+
+if TYPE_CHECKING:
+    from bsgal_train.data import ClassMatchedReference
+
+__all__ = ["HeadCache", "head_modules"]
+
+CLASS_ROWS = ("*.cls_score.*",)
+"""Parameters with one row per class."""
+
+
+def head_modules(detector: Any, kinds: Sequence[LossKind]) -> dict[str, nn.Module]:
+    """Return the region heads, by name in the detector, that some losses are made in."""
+    names = []
+    if "cls" in kinds or "box" in kinds:
+        names += ["box_head", "box_predictor"]
+    if "mask" in kinds:
+        names.append("mask_head")
+    return {f"roi_heads.{name}": getattr(detector.roi_heads, name) for name in names}
+
+
+class HeadCache:
+    """The gradient cache over the region heads, and where its gradients come from.
+
+    Args:
+        detector: whose heads are followed.
+        reference: draws class-matched real images.
+        config: what is cached, and how it is refreshed.
+        kinds: losses that count.
+        precision: of the refreshing pass.
+    """
+
+    def __init__(
+        self,
+        detector: nn.Module,
+        reference: ClassMatchedReference,
+        config: SelectionConfig,
+        kinds: Sequence[LossKind],
+        precision: Precision,
+    ) -> None:
+        self._reference = reference
+        self._refresh_every = config.refresh_every
+        self._kinds = tuple(kinds)
+        self._precision = precision
+        self._rowwise = config.rowwise
+        self.modules = head_modules(detector, kinds)
+        self.parameters = {
+            f"{prefix}.{name}": parameter
+            for prefix, module in self.modules.items()
+            for name, parameter in module.named_parameters()
+        }
+        self.cache = GradientCache(
+            self.parameters.items(),
+            decay=config.effective_decay,
+            dtype=torch.bfloat16 if config.cache_dtype == "bf16" else torch.float32,
+            rowwise=CLASS_ROWS if config.rowwise else (),
+            bias_correction=True,
+        )
+
+    def refresh(
+        self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int
+    ) -> None:
+        """Feed the cache from class-matched images, every `refresh_every` steps from the first.
+
+        No graph is built below the heads.
+        """
+        if (step - 1) % self._refresh_every:
+            return
+        real = self._reference.for_step(samples, seed)
+        loss = reference_loss(
+            detector,
+            real,
+            self._precision,
+            kinds=self._kinds,
+            through_trunk=False,
+            sampled=(seed, [sample.position for sample in samples]),
+        )
+        if loss is not None:
+            rows = self.present([one["instances"] for one in real])
+            self.cache.update(gradients(loss, self.parameters), rows=rows)
+
+    def present(self, targets: Sequence[Any]) -> list[int] | None:
+        """Return the class indices of real objects; None where the cache has no use for them."""
+        if not self._rowwise:
+            return None
+        own = {index for one in targets for index in one.gt_classes[one.gt_source == REAL].tolist()}
+        return sorted({index for part in processes.gather(sorted(own)) for index in part})

@@ -1,0 +1,112 @@
+"""Which rows of the detector's losses belong to which unit, and what is left without some units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bsgal_score import IGNORED, REFERENCE
+from bsgal_train.data.samples import REAL, TrainingSample
+from bsgal_train.detector.row_losses import BACKGROUND, RowLosses, Rows
+
+__all__ = ["MIN_INSIDE", "first_units", "losses_without", "unit_index"]
+
+MIN_INSIDE = 0.5
+"""Share of a background row's area inside a rejected object from which on it is ignored."""
+
+
+def first_units(samples: Sequence[TrainingSample]) -> list[int]:
+    """Return the number of the first pasted instance of each image, and the number of all."""
+    firsts = [0]
+    for sample in samples:
+        firsts.append(firsts[-1] + len(sample.pastes))
+    return firsts
+
+
+def unit_index(
+    losses: Sequence[RowLosses],
+    firsts: Sequence[int] | None,
+    *,
+    real_is_reference: bool,
+) -> dict[str, Tensor]:
+    """Return what `GhostScorer.score` takes: module name to the unit of each of its rows.
+
+    Args:
+        losses: as recorded; those without modules are passed over.
+        firsts: from `first_units`, for one unit per pasted instance; None for one per image.
+        real_is_reference: rows of real objects feed the cache; else they count nowhere, like
+            background.
+    """
+    found = {}
+    for one in losses:
+        if not one.modules:
+            continue
+        source, image = one.rows.source, one.rows.image
+        if firsts is None:
+            unit = image
+        else:
+            unit = torch.tensor(firsts[:-1], device=image.device)[image] + source
+        real = REFERENCE if real_is_reference else IGNORED
+        index = torch.where(source >= 0, unit, torch.where(source == REAL, real, IGNORED))
+        found.update(dict.fromkeys(one.modules, index))
+    return found
+
+
+def losses_without(
+    losses: Mapping[str, Tensor],
+    rows: Sequence[RowLosses],
+    inputs: Sequence[Mapping[str, Any]],
+    rejected: Sequence[set[int]],
+) -> dict[str, Tensor]:
+    """Return a batch's losses without some pasted objects, from the graph that is there.
+
+    An object's rows give no loss: neither those matched to it, nor background of which at least
+    half lies inside its box. Divisors stay, so that the rest weighs what it weighed.
+
+    Args:
+        losses: the detector's losses by name; any that is not among `rows` stays as it is.
+        rows: the same losses row by row.
+        inputs: the images; `gt_source` and `gt_boxes` of their "instances" say where objects are.
+        rejected: for each image, numbers of the pasted objects to leave out.
+    """
+    if not any(rejected):
+        return dict(losses)
+    kept = {one.name: one.total(~_is_rejected(one.rows, inputs, rejected)) for one in rows}
+    return {name: kept.get(name, loss) for name, loss in losses.items()}
+
+
+def _is_rejected(
+    rows: Rows, inputs: Sequence[Mapping[str, Any]], rejected: Sequence[set[int]]
+) -> Tensor:
+    found = torch.zeros_like(rows.image, dtype=torch.bool)
+    for position, numbers in enumerate(rejected):
+        if not numbers:
+            continue
+        here = rows.image == position
+        instances = inputs[position]["instances"]
+        wanted = torch.tensor(sorted(numbers), device=found.device)
+        matched = torch.isin(rows.source, wanted)
+        is_object = torch.isin(instances.gt_source.to(found.device), wanted)
+        boxes_xyxy = instances.gt_boxes.tensor.to(found.device)[is_object]
+        inside = _inside_share(rows.boxes_xyxy, boxes_xyxy) >= MIN_INSIDE
+        found |= here & (matched | ((rows.source == BACKGROUND) & inside))
+    return found
+
+
+def _inside_share(boxes_xyxy: Tensor, of_xyxy: Tensor) -> Tensor:
+    """Return the largest share of each box's area inside one of some others; for a point, 0 or 1.
+
+    Args:
+        boxes_xyxy: (R, 4).
+        of_xyxy: (K, 4), K at least 1.
+    """
+    low = torch.maximum(boxes_xyxy[:, None, :2], of_xyxy[None, :, :2])
+    high = torch.minimum(boxes_xyxy[:, None, 2:], of_xyxy[None, :, 2:])
+    shared = (high - low).clamp(min=0).prod(dim=2)
+    area = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).prod(dim=1)[:, None]
+    overlaps = (high >= low).all(dim=2)
+    share = torch.where(area > 0, shared / area.clamp(min=1e-12), overlaps.to(shared.dtype))
+    return share.amax(dim=1)
