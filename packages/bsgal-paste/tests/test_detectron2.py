@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from bsgal_paste import AnnotatedImage, CategoryBalancedSampler, CopyPaste, UniformScale, sample_rng
+from bsgal_paste._lvis import encode_mask
+from bsgal_paste.detectron2 import PasteAnnotations
+
+# Class index to category id: not the identity, so that mixing the two up shows.
+CATEGORY_IDS = [2, 7, 1]
+
+
+@pytest.fixture
+def paste(pool) -> CopyPaste:
+    sampler = CategoryBalancedSampler(pool, count_range=(3, 6))
+    return CopyPaste(pool, sampler, UniformScale(scale_range=(0.15, 0.4)))
+
+
+def annotations_of(target: AnnotatedImage, kind: str) -> list[dict]:
+    entries = []
+    for i, mask in enumerate(target.masks):
+        left, top, right, bottom = target.boxes_xyxy[i].tolist()
+        segmentation = {
+            "mask": mask.astype(np.uint8),
+            "rle": encode_mask(mask),
+            "polygon": [np.array([left, top, right, top, right, bottom, left, bottom])],
+        }
+        entries.append(
+            {
+                "bbox": [left, top, right - left, bottom - top],
+                "bbox_mode": 1,
+                "category_id": CATEGORY_IDS.index(target.category_ids[i]),
+                "iscrowd": 0,
+                "id": 90 + i,
+                **({} if kind == "boxes" else {"segmentation": segmentation[kind]}),
+            }
+        )
+    return entries
+
+
+@pytest.mark.parametrize("kind", ["mask", "rle", "polygon"])
+@pytest.mark.parametrize("image_format", ["RGB", "BGR"])
+def test_the_adapter_gives_the_result_of_the_core(paste, target, kind, image_format):
+    adapter = PasteAnnotations(paste, CATEGORY_IDS, seed=5, image_format=image_format)
+    image = target.image if image_format == "RGB" else target.image[..., ::-1]
+    expected = paste(target, sample_rng(5, 2, 11))
+    got, entries, result = adapter(image, annotations_of(target, kind), epoch=2, image_id=11)
+    rgb = got if image_format == "RGB" else got[..., ::-1]
+    np.testing.assert_array_equal(rgb, expected.image)
+    assert result.instance_ids == [entry["instance_id"] for entry in entries]
+    assert expected.instance_ids == result.instance_ids
+    for i, entry in enumerate(entries):
+        np.testing.assert_array_equal(entry["segmentation"], expected.masks[i])
+        np.testing.assert_array_equal(entry["bbox"], expected.boxes_xyxy[i])
+        assert CATEGORY_IDS[entry["category_id"]] == expected.category_ids[i]
+        assert ("id" in entry) == (expected.source_index[i] >= 0)
+
+
+def test_boxes_alone_are_enough(paste, target):
+    adapter = PasteAnnotations(paste, CATEGORY_IDS, seed=5)
+    entries = annotations_of(target, "boxes")
+    entries.append({**entries[0], "bbox": [500.0, 5.0, 4.0, 4.0]})
+    _, got, result = adapter(target.image, entries, epoch=0, image_id=0)
+    assert result.n_pasted > 0
+    assert len(result.original) == 2, "the box outside the image is left out"
+    assert not any("segmentation" in entry for entry in got)
+
+
+def test_an_image_without_annotations_is_pasted_into(paste, target):
+    adapter = PasteAnnotations(paste, CATEGORY_IDS, seed=5)
+    _, got, _ = adapter(target.image, [], epoch=0, image_id=0)
+    assert got
+    assert all("segmentation" in entry for entry in got)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_what_detectron2_makes_of_it_has_the_same_masks_and_boxes(paste, target, monkeypatch):
+    # Version 0.6 uses a name that Pillow has dropped, and a compiled part that masks do not need.
+    monkeypatch.setattr(Image, "LINEAR", Image.BILINEAR, raising=False)
+    pytest.importorskip("detectron2", reason="detectron2 is not installed")
+    monkeypatch.setitem(sys.modules, "detectron2._C", types.ModuleType("detectron2._C"))
+    utils = pytest.importorskip("detectron2.data.detection_utils")
+    adapter = PasteAnnotations(paste, CATEGORY_IDS, seed=5)
+    image, entries, result = adapter(
+        target.image, annotations_of(target, "polygon"), epoch=0, image_id=0
+    )
+    instances = utils.annotations_to_instances(entries, image.shape[:2], mask_format="bitmask")
+    np.testing.assert_array_equal(instances.gt_masks.tensor.numpy(), result.masks)
+    np.testing.assert_array_equal(instances.gt_boxes.tensor.numpy(), result.boxes_xyxy)
+    assert [CATEGORY_IDS[i] for i in instances.gt_classes] == result.category_ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keypoints": [1]}, "keypoints cannot be pasted over"),
+        ({"bbox_mode": 4}, "`bbox_mode` must be XYXY_ABS"),
+        ({"segmentation": None}, "1 of 2 annotations have a segmentation"),
+    ],
+)
+def test_annotations_that_cannot_be_kept_in_step_are_refused(paste, target, changes, message):
+    entries = annotations_of(target, "mask")
+    entries[1].update(changes)
+    if changes.get("segmentation", 1) is None:
+        del entries[1]["segmentation"]
+    with pytest.raises(ValueError, match=message):
+        PasteAnnotations(paste, CATEGORY_IDS, seed=0)(target.image, entries, epoch=0, image_id=0)
+
+
+def test_a_pool_with_unknown_categories_is_refused(paste):
+    with pytest.raises(ValueError, match=r"1 categories that are not in .* \(ids \[2\]"):
+        PasteAnnotations(paste, [1, 7], seed=0)
+    with pytest.raises(ValueError, match="must be unique"):
+        PasteAnnotations(paste, [1, 2, 2], seed=0)
+    with pytest.raises(ValueError, match="`image_format` must be"):
+        PasteAnnotations(paste, [1, 2], seed=0, image_format="YUV")
