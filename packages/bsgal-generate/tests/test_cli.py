@@ -66,6 +66,52 @@ def test_several_devices_give_several_workers(run_arguments: list[str]) -> None:
     assert len(workers) == 3
 
 
+def test_dry_run_counts_and_estimates_and_writes_nothing(
+    run_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*run_arguments, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "4 images planned, 0 there, 4 to draw\nabout " in out
+    assert "1 workers like this device, 0.0 device hours" in out
+    assert not (tmp_path / "set").exists()
+    main(run_arguments)
+    capsys.readouterr()
+    assert main([*run_arguments, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "4 images planned, 4 there, 0 to draw\n"
+
+
+def test_run_towards_a_number_of_kept_instances(
+    run_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pool = tmp_path / "pool"
+    target = [*run_arguments, "--kept-target", "3", "--cap", "3", "--pool", str(pool)]
+    assert main(target) == 0
+    assert "4 images in this round" in capsys.readouterr().out
+    assert main(target) == 1
+    assert "4 of the 4 images" in capsys.readouterr().err
+    pool.mkdir()
+    (pool / "meta.json").write_text('{"schema": "bsgal.instance_pool/1"}')
+    for n_new in (2, 0):
+        rows = [
+            {"sample_id": row.sample_id, "status": "kept" if row.category_id == 1 else "dropped",
+             "reason": "area: too small"}
+            for row in ImageSet.open(tmp_path / "set")
+        ]  # fmt: skip
+        (pool / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert main(target) == 0
+        out = capsys.readouterr().out
+        assert (f"{n_new} images in this round" if n_new else "nothing to draw") in out
+    assert "too few instances at the cap of 3 images: categories 2" in out
+    assert len(ImageSet.open(tmp_path / "set")) == 6
+    assert main([*run_arguments, "--kept-target", "3"]) == 1
+    assert "--kept-target and --pool are given together" in capsys.readouterr().err
+
+
+def test_number_of_images_must_be_given(names: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--categories", str(names)]) == 1
+    assert "give --images-per-category, or --kept-target" in capsys.readouterr().err
+
+
 def test_verify_fails_where_images_are_damaged(
     run_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,23 @@ def test_bad_number_of_images_is_refused(count: object, make_plan: MakePlan) -> 
         make_plan(images_per_category=count)
 
 
+@pytest.mark.parametrize("counts", [{1: 1}, {1: 1, 2: -1}, {1: 1, 2: 1.0}, {1: 1, 2: 1, 3: 1}])
+def test_bad_numbers_of_single_categories_are_refused(counts: object, make_plan: MakePlan) -> None:
+    with pytest.raises(ValueError, match="must give every category id of the plan"):
+        make_plan(n_categories=2, images_per_category=counts)
+
+
+def test_samples_beyond_a_smaller_plan_are_those_it_lacks(make_plan: MakePlan) -> None:
+    small = make_plan(n_categories=3, images_per_category={1: 2, 2: 0, 3: 1}, templates=TWO)
+    large = make_plan(n_categories=3, images_per_category={1: 5, 2: 3, 3: 1}, templates=TWO)
+    assert (len(small), len(large)) == (3, 9)
+    beyond = list(large.beyond(small.images_per_category))
+    assert len(beyond) == 6
+    assert {s.sample_id for s in beyond} == {s.sample_id for s in large} - {
+        s.sample_id for s in small
+    }
+
+
 def test_bad_plans_are_refused(make_plan: MakePlan) -> None:
     with pytest.raises(CategoryFileError, match="no categories"):
         make_plan(n_categories=0)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ._categories import Category, load_categories
 from ._funnel import CategoryFunnel, funnel
 from ._image_set import ImageRow, ImageSet
+from ._kept_target import Round, next_round
 from ._plan import GenerationPlan, Sample, derive_seed
 from ._prompt_files import load_prompts
 from ._templates import TEMPLATES, PromptTemplate
@@ -36,6 +37,7 @@ __all__ = [
     "ImageSet",
     "PromptTemplate",
     "RayWorkers",
+    "Round",
     "Sample",
     "SamplingConfig",
     "VerifyReport",
@@ -45,6 +47,7 @@ __all__ = [
     "load_categories",
     "load_pipeline",
     "load_prompts",
+    "next_round",
     "tiny_pipeline_path",
     "verify",
 ]

@@ -72,7 +72,7 @@ def funnel(image_set: ImageSet, pool_dir: str | Path | None = None) -> tuple[Cat
     """
     names = {row.category_id: row.category_name for row in image_set}
     stored = {row.sample_id: row.category_id for row in image_set if row.status == "ok"}
-    outcomes = {} if pool_dir is None else _pool_outcomes(Path(pool_dir))
+    outcomes = {} if pool_dir is None else pool_outcomes(Path(pool_dir))
     rejected = _count((r.category_id, r.status) for r in image_set.attempts if r.status != "ok")
     ended = _count(
         (category_id, outcomes[sample_id])
@@ -118,7 +118,7 @@ def funnel_table(funnels: Iterable[CategoryFunnel]) -> str:
     return "\n".join(lines)
 
 
-def _pool_outcomes(pool_dir: Path) -> dict[str, str]:
+def pool_outcomes(pool_dir: Path) -> dict[str, str]:
     """Return, by sample, `kept` or the code of the reason for dropping it."""
     if read_meta(pool_dir, POOL_SCHEMA) is None:
         raise ImageSetError(f"{pool_dir} is not an instance pool: it has no {META_NAME}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from dataclasses import replace
+from functools import partial
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +14,7 @@ from ._drawn import BatchArtist, Drawn, Job, PipelineFacts
 from ._image_set import ImageSet, ImageSetWriter, Status
 from ._pipelines import ImagePipeline
 from ._plan import GenerationPlan, Sample
+from ._rounds import continue_rounds
 from ._workers import Workers
 from .config import SamplingConfig
 from .progress import ProgressCallback, ProgressMeter
@@ -28,9 +31,10 @@ def generate(
 ) -> ImageSet:
     """Draw every sample of a plan into an image set.
 
-    Batches are cut from the plan by position, and redraws follow in rounds of their own, so a run
+    Batches are cut from the plan by position, and redraws follow in batches of their own, so a run
     that was killed draws the same batches again when it is continued: its images are the same to
     the last bit on the same machine. Where the batch size differs, pixels may differ by rounding.
+    A set may be continued with more images per category, which are then drawn after the others.
 
     Args:
         plan: What to draw.
@@ -59,11 +63,25 @@ def generate(
         ImageSetWriter(out_dir, _meta(plan, facts, job, n_workers)) as writer,
     ):
         recorder = _Recorder(writer, ImageSet.open(out_dir), len(plan), job.config, progress)
-        for attempt in range(job.config.max_redraws + 1):
-            batches = _batches(recorder.due(plan, attempt), batch_size)
-            for drawn in draw(batch for batch in batches if not recorder.has_all(batch)):
-                recorder.record(drawn)
+        for samples in _rounds(plan, writer):
+            for attempt in range(job.config.max_redraws + 1):
+                batches = _batches(recorder.due(samples(), attempt), batch_size)
+                for drawn in draw(batch for batch in batches if not recorder.has_all(batch)):
+                    recorder.record(drawn)
     return ImageSet.open(out_dir)
+
+
+def _rounds(
+    plan: GenerationPlan, writer: ImageSetWriter
+) -> Iterator[Callable[[], Iterator[Sample]]]:
+    """Yield, for every round in which the set was planned, what lists its samples.
+
+    Batches do not cross from one round into the next, so that a continued set is cut into the
+    batches it was drawn in.
+    """
+    rounds = continue_rounds(writer.root, writer.meta, plan.counts())
+    for before, after in pairwise([0, *rounds]):
+        yield partial(replace(plan, images_per_category=after).beyond, before)
 
 
 _Draw = Callable[[Iterable[Sequence[Sample]]], Iterator[list[Drawn]]]
@@ -106,9 +124,9 @@ class _Recorder:
                 self._note(row.sample_id, row.attempt, row.status)
         self._meter.report()
 
-    def due(self, plan: GenerationPlan, attempt: int) -> Iterator[Sample]:
-        """Yield the samples of one round: all, then those whose previous attempt gave no image."""
-        for sample in plan:
+    def due(self, samples: Iterable[Sample], attempt: int) -> Iterator[Sample]:
+        """Yield the samples of one attempt: all, then those whose previous one gave no image."""
+        for sample in samples:
             before = self._statuses.get((sample.sample_id, attempt - 1), "ok")
             if attempt == 0 or before != "ok":
                 yield sample.redrawn(attempt)

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 from sys import intern
-from types import TracebackType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -135,6 +134,10 @@ class ImageSet:
         ]
         return cls(root, meta, attempts)
 
+    def settled(self, max_redraws: int) -> set[str]:
+        """Return the ids of the samples that have an image or have used up their redraws."""
+        return {r.sample_id for r in self.rows if r.status == "ok" or r.attempt >= max_redraws}
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -181,7 +184,12 @@ class ImageSetWriter:
     Args:
         root: The set's folder; made if it is missing.
         meta: `config`, `model` and `versions` as they go into `meta.json`. `config`
-            and the model's weight hash must agree with those of a set that is continued.
+            and the model's weight hash must agree with those of a set that is continued; only the
+            number of images may be larger.
+
+    Attributes:
+        root: The set's folder.
+        meta: The content of `meta.json`; it does not change when a set is continued.
 
     Raises:
         ConfigChangedError: The folder holds a set with another config or model.
@@ -199,6 +207,7 @@ class ImageSetWriter:
                 write_meta(self.root, new)
             else:
                 check_unchanged(self.root, old, new)
+            self.meta = old or new
             self._manifest = JsonlAppender(self.root / MANIFEST_NAME)
         except OSError as error:
             raise ImageSetError(f"cannot write to {self.root}: {error}") from error
@@ -231,10 +240,5 @@ class ImageSetWriter:
     def __enter__(self) -> ImageSetWriter:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()

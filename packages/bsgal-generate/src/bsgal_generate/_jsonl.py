@@ -68,6 +68,12 @@ class JsonlAppender:
             os.fsync(self._file.fileno())
             self._file.close()
 
+    def __enter__(self) -> JsonlAppender:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
 
 def _lock(file: BinaryIO) -> None:
     """Keep other processes from appending until the file is closed; a killed one lets go of it."""

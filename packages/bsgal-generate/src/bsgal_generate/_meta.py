@@ -66,7 +66,8 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
 def check_unchanged(root: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raise unless two metas agree on the config and on the model's weights.
 
-    The model may have moved to another folder, and the libraries may be newer.
+    The model may have moved to another folder, the libraries may be newer, and the plan may have
+    another number of images per category.
 
     Raises:
         ConfigChangedError: They differ; the message names the first difference.
@@ -80,7 +81,9 @@ def check_unchanged(root: Path, old: Mapping[str, Any], new: Mapping[str, Any]) 
 
 
 def _config(meta: Mapping[str, Any]) -> Any:
-    return {"config": meta.get("config")}
+    config = dict(meta.get("config") or {})
+    plan = {k: v for k, v in config.get("plan", {}).items() if k != "images_per_category"}
+    return {"config": {**config, "plan": plan}}
 
 
 def _weights(meta: Mapping[str, Any]) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -71,7 +71,8 @@ class GenerationPlan:
 
     Attributes:
         categories: What to draw; sorted by id on construction.
-        images_per_category: How many images of each category; they take turns over its prompts.
+        images_per_category: How many images of each category, one number or one by category id;
+            they take turns over its prompts.
         seed: Seed of the whole run.
         templates: The prompts to use.
         prompts: Prompts of single categories by category id, which replace the templates there.
@@ -79,7 +80,7 @@ class GenerationPlan:
     """
 
     categories: tuple[Category, ...]
-    images_per_category: int
+    images_per_category: int | Mapping[int, int]
     seed: int = 0
     templates: tuple[PromptTemplate, ...] = (TEMPLATES["single"],)
     prompts: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
@@ -87,11 +88,6 @@ class GenerationPlan:
     _prompts: dict[int, tuple[tuple[str, str], ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if type(self.images_per_category) is not int or self.images_per_category < 1:
-            raise ValueError(
-                "`images_per_category` must be an int of at least 1, got "
-                f"{self.images_per_category!r}"
-            )
         if type(self.seed) is not int:
             raise TypeError(f"`seed` must be an int, got {self.seed!r}")
         if not self.templates:
@@ -100,6 +96,7 @@ class GenerationPlan:
         if len(set(prompt_ids)) < len(prompt_ids):
             raise PromptError(f"`templates` must have different prompt ids, got {prompt_ids}")
         ordered = check_categories(self.categories, where="`categories`")
+        _check_counts(self.images_per_category, ordered)
         own = {category_id: tuple(lines) for category_id, lines in self.prompts.items()}
         check_prompts(own, ordered)
         templated = [category for category in ordered if category.category_id not in own]
@@ -117,12 +114,22 @@ class GenerationPlan:
         object.__setattr__(self, "_prompts", prompts)
 
     def __len__(self) -> int:
-        return len(self.categories) * self.images_per_category
+        return sum(self.count_of(category.category_id) for category in self.categories)
 
     def __iter__(self) -> Iterator[Sample]:
+        return self.beyond(0)
+
+    def count_of(self, category_id: int) -> int:
+        """Return how many images of a category are planned."""
+        return _count(self.images_per_category, category_id)
+
+    def beyond(self, images_per_category: int | Mapping[int, int]) -> Iterator[Sample]:
+        """Yield the samples that a plan with so many images per category would lack."""
         for category in self.categories:
-            prompts = self._prompts[category.category_id]
-            for i in range(self.images_per_category):
+            category_id = category.category_id
+            prompts = self._prompts[category_id]
+            first = _count(images_per_category, category_id)
+            for i in range(first, self.count_of(category_id)):
                 index, which = divmod(i, len(prompts))
                 yield self._sample(category, *prompts[which], index)
 
@@ -143,9 +150,12 @@ class GenerationPlan:
 
     def describe(self) -> dict[str, Any]:
         """Return the plan as JSON values, complete enough to tell whether two plans agree."""
+        counts = self.counts()
         return {
             "seed": self.seed,
-            "images_per_category": self.images_per_category,
+            "images_per_category": (
+                counts if isinstance(counts, int) else {str(i): n for i, n in counts.items()}
+            ),
             "negative_prompt": self.negative_prompt,
             "categories": {
                 str(category.category_id): {
@@ -155,3 +165,26 @@ class GenerationPlan:
                 for category in self.categories
             },
         }
+
+    def counts(self) -> int | dict[int, int]:
+        """Return the number of images per category, one or one by category id."""
+        counts = self.images_per_category
+        return counts if isinstance(counts, int) else dict(counts)
+
+
+def _count(images_per_category: int | Mapping[int, int], category_id: int) -> int:
+    if isinstance(images_per_category, int):
+        return images_per_category
+    return images_per_category[category_id]
+
+
+def _check_counts(counts: object, categories: Sequence[Category]) -> None:
+    if isinstance(counts, Mapping):
+        ids = [category.category_id for category in categories]
+        if set(counts) != set(ids) or any(type(n) is not int or n < 0 for n in counts.values()):
+            raise ValueError(
+                "`images_per_category` must give every category id of the plan, and no other, an "
+                f"int of at least 0, got {counts!r}"
+            )
+    elif type(counts) is not int or counts < 1:
+        raise ValueError(f"`images_per_category` must be an int of at least 1, got {counts!r}")

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING
 from ._categories import load_categories
 from ._funnel import funnel, funnel_table
 from ._image_set import ImageSet
+from ._kept_target import next_round
+from ._meta import META_NAME
 from ._plan import GenerationPlan
 from ._prompt_files import load_prompts
 from ._templates import TEMPLATES, PromptTemplate
@@ -46,8 +48,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     from ._generate import generate
 
+    plan = _round(options)
+    if options.dry_run:
+        return _estimate(plan, options)
     image_set = generate(
-        _plan(options),
+        plan,
         _workers(options) or _pipeline(options),
         options.out,
         config=_sampling(options),
@@ -56,6 +61,54 @@ def _run(options: argparse.Namespace) -> int:
     )
     counts = Counter(row.status for row in image_set)
     print(", ".join(f"{n} {status}" for status, n in counts.items()), f"in {options.out}")
+    return 0
+
+
+def _round(options: argparse.Namespace) -> GenerationPlan:
+    """Return the plan of this run: the given one, or the next round towards a kept target."""
+    together = (options.kept_target, options.pool)
+    if together == (None, None):
+        return _plan(options)
+    if None in together:
+        raise ValueError("--kept-target and --pool are given together")
+    if options.images_per_category is None:
+        options.images_per_category = options.kept_target
+    planned = next_round(
+        _plan(options),
+        options.out,
+        options.pool,
+        kept_target=options.kept_target,
+        cap=options.cap,
+        max_redraws=options.max_redraws,
+    )
+    if planned.n_new:
+        print(f"{planned.n_new} images in this round")
+    else:
+        print("nothing to draw: every category has the instances it needs, or is at the cap")
+    if planned.capped:
+        ids = ", ".join(map(str, planned.capped))
+        print(f"too few instances at the cap of {options.cap} images: categories {ids}")
+    return planned.plan
+
+
+def _estimate(plan: GenerationPlan, options: argparse.Namespace) -> int:
+    """Count what a run would draw and, where there is something, estimate how long it takes."""
+    from ._measure import seconds_per_image
+
+    settled: set[str] = set()
+    if (options.out / META_NAME).exists():
+        settled = ImageSet.open(options.out).settled(options.max_redraws)
+    n_left = sum(sample.sample_id not in settled for sample in plan)
+    print(f"{len(plan)} images planned, {len(plan) - n_left} there, {n_left} to draw")
+    if n_left:
+        seconds = n_left * seconds_per_image(
+            plan, _pipeline(options), _sampling(options), options.batch_size
+        )
+        n_workers = options.ray_workers or len(options.device or [None])
+        print(
+            f"about {format_duration(seconds / n_workers)} with {n_workers} workers like this "
+            f"device, {seconds / 3600:.1f} device hours; redraws not counted"
+        )
     return 0
 
 
@@ -123,6 +176,8 @@ def _funnel(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> GenerationPlan:
+    if options.images_per_category is None:
+        raise ValueError("give --images-per-category, or --kept-target with --pool")
     categories = load_categories(options.categories)
     return GenerationPlan(
         categories=categories,
@@ -225,6 +280,26 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="the image set's folder"
     )
+    run.add_argument(
+        "--kept-target",
+        type=int,
+        metavar="N",
+        help="instances each category is to have in --pool; draws the next round of images, whose "
+        "size follows from what the pool kept of the rounds before",
+    )
+    run.add_argument(
+        "--pool", type=Path, metavar="POOL", help="the instance pool that is cut from this set"
+    )
+    run.add_argument(
+        "--cap",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="with --kept-target, most images of a category (default: %(default)s)",
+    )
+    run.add_argument(
+        "--dry-run", action="store_true", help="count and time what would be drawn; write nothing"
+    )
     run.set_defaults(command=_run)
 
     plan = commands.add_parser("plan", help="show what run would draw, and how long it would take")
@@ -273,7 +348,12 @@ def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="LVIS or COCO annotation file, JSON list of categories, or text with one name a line",
     )
-    parser.add_argument("--images-per-category", type=int, required=True, metavar="N")
+    parser.add_argument(
+        "--images-per-category",
+        type=int,
+        metavar="N",
+        help="images of each category; with --kept-target, those of the first round",
+    )
     parser.add_argument(
         "--template",
         action="append",
