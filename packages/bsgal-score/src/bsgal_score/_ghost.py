@@ -21,6 +21,7 @@ from ._distributed import any_process
 from ._linear_maps import ExactCall, LinearCall
 from ._recorder import Call, Recorder, record_module
 from ._step_model import StepModel
+from ._unit_sqnorms import unit_sqnorms
 from .eager.ghost import compute_dtype, sum_by_unit
 from .errors import LiveBatchNormError, ReboundParameterError, UnsupportedLayerError
 
@@ -251,8 +252,7 @@ class GhostScorer:
                 loss, [call.edge for call in calls], retain_graph=True, allow_unused=True
             )
             reached = [
-                # First the wider dtype: unscaled, half-precision gradients can underflow.
-                _Reached(call, index, gradient.to(compute_dtype(gradient)) / loss_scale)
+                _Reached(call, index, _unscaled(gradient, loss_scale))
                 for call, index, gradient in zip(calls, indices, gradients, strict=True)
                 if gradient is not None
             ]
@@ -392,9 +392,19 @@ class GhostScorer:
             return nothing.expand(len(directions), -1), nothing
         if isinstance(call, LinearCall) and call.is_matrix_product:
             return self._matrix_products(layer, directions, n_units, norms=norms)
-        if norms or isinstance(call, ExactCall):
+        sqnorm: Tensor | None = nothing
+        if isinstance(call, ExactCall):
+            sqnorm = None
+        elif norms:
+            rows = [
+                (one.call, one.index, one.output_grads)
+                for one in layer
+                if isinstance(one.call, LinearCall)
+            ]
+            sqnorm = unit_sqnorms(rows, n_units, self.impl)
+        if sqnorm is None:
             return self._unit_by_unit(layer, directions, n_units)
-        return torch.stack([_row_by_row(layer, d, n_units) for d in directions]), nothing
+        return torch.stack([_row_by_row(layer, d, n_units) for d in directions]), sqnorm
 
     def _matrix_products(
         self,
@@ -405,18 +415,22 @@ class GhostScorer:
         norms: bool,
     ) -> tuple[Tensor, Tensor]:
         """Score z = W a + b by ghost products; b is the weight of an input that is always 1."""
-        inputs, output_grads, index = _positions(layer)
-        ones = torch.ones_like(inputs[:, :1])
         dots = torch.zeros(len(directions), n_units, dtype=torch.float64)
         sqnorm = torch.zeros(n_units, dtype=torch.float64)
+        calls = [_positions(one) for one in layer]
         for role, name in layer[0].call.names.items():
-            a = inputs if role == "weight" else ones
-            rows = (a, output_grads, index, n_units)
+            rows = [
+                (a if role == "weight" else torch.ones_like(a[:, :1]), d, index)
+                for a, d, index in calls
+            ]
             for dot, direction in zip(dots, directions, strict=True):
-                weights = direction[name].to(a.dtype).reshape(-1, a.shape[1])
-                dot += ops.ghost_dot(weights, *rows, impl=self.impl).cpu()
+                for a, d, index in rows:
+                    weights = direction[name].reshape(-1, a.shape[1])
+                    dot += ops.ghost_dot(weights, a, d, index, n_units, impl=self.impl).cpu()
             if norms:
-                sqnorm += ops.ghost_sqnorm(*rows, impl=self.impl).cpu()
+                # A unit's rows in different calls belong to one gradient.
+                joined = rows[0] if len(rows) == 1 else _join(rows)
+                sqnorm += ops.ghost_sqnorm(*joined, n_units, impl=self.impl).cpu()
         return dots, sqnorm
 
     def _unit_by_unit(
@@ -452,6 +466,12 @@ def _reference_rows(reached: list[_Reached]) -> Iterator[CallRows]:
     for one in reached:
         chosen = (one.index == REFERENCE).nonzero().flatten()
         yield CallRows(one.call, chosen, one.output_grads[chosen])
+
+
+def _unscaled(gradient: Tensor, loss_scale: float) -> Tensor:
+    # First the wider dtype: unscaled, half-precision gradients can underflow.
+    gradient = gradient.to(compute_dtype(gradient))
+    return gradient if loss_scale == 1.0 else gradient / loss_scale
 
 
 def _gradients(reached: list[_Reached], unit: int) -> dict[str, Tensor]:
@@ -492,17 +512,28 @@ def _row_by_row(layer: list[_Reached], directions: dict[str, Tensor], n_units: i
     return dot
 
 
-def _positions(layer: list[_Reached]) -> tuple[Tensor, Tensor, Tensor]:
-    """Flatten the units' rows of all calls to inputs (N, n_inputs) and output gradients."""
-    inputs, output_grads, indices = [], [], []
-    for one in layer:
-        chosen = (one.index >= 0).nonzero().flatten()
-        a, d = one.call.inputs[chosen], one.output_grads[chosen]
-        inputs.append(a.flatten(0, -2).to(compute_dtype(d)))
-        output_grads.append(d.flatten(0, -2).to(compute_dtype(d)))
-        per_row = math.prod(a.shape[1:-1])
-        indices.append(one.index[chosen].repeat_interleave(per_row))
-    return torch.cat(inputs), torch.cat(output_grads), torch.cat(indices)
+def _positions(one: _Reached) -> tuple[Tensor, Tensor, Tensor]:
+    """View a call's rows as inputs (N, n_inputs), output gradients and their units, all positions.
+
+    Nothing is copied if the inputs are contiguous; rows that are no unit's stay in.
+    """
+    inputs = one.call.inputs
+    per_row = math.prod(inputs.shape[1:-1])
+    return (
+        inputs.flatten(0, -2),
+        one.output_grads.flatten(0, -2),
+        one.index if per_row == 1 else one.index.repeat_interleave(per_row),
+    )
+
+
+def _join(rows: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the units' rows of several calls behind one another."""
+    chosen = [(index >= 0).nonzero().flatten() for _, _, index in rows]
+    inputs, output_grads, index = (
+        torch.cat([tensors[i][own] for tensors, own in zip(rows, chosen, strict=True)])
+        for i in range(3)
+    )
+    return inputs, output_grads, index
 
 
 def _find_index(unit_index: UnitIndex, name: str, n_calls_before: int) -> Tensor:
