@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 __all__ = ["CheckpointFolder", "TrainingState"]
@@ -21,6 +22,7 @@ __all__ = ["CheckpointFolder", "TrainingState"]
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{8})")
+_CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,15 +56,19 @@ class CheckpointFolder:
         self.keep = keep
 
     def save(self, state: TrainingState) -> Path:
-        """Write a checkpoint under its final name in one move, then drop the oldest."""
+        """Write a checkpoint under its final name in one move, then drop the oldest.
+
+        Killed at any moment, or without power after the return, this leaves the checkpoint whole
+        or not at all.
+        """
         target = self.folder / f"step-{state.step:08d}"
         temporary = self.folder / f"{target.name}.tmp"
-        for leftover in (temporary, target):
+        for leftover in (*self.folder.glob("step-*.tmp"), target):
             if leftover.exists():
                 shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
         model = {name: value.contiguous() for name, value in state.model.items()}
-        (temporary / "model.safetensors").write_bytes(save(model))
+        save_file(model, temporary / "model.safetensors")
         rest = {
             "step": state.step,
             "position": state.position,
@@ -72,7 +78,10 @@ class CheckpointFolder:
         torch.save(rest, temporary / "state.pt")
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "sha256.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+        for path in (*temporary.iterdir(), temporary):
+            _flush_to_disk(path)
         temporary.replace(target)
+        _flush_to_disk(self.folder)
         for old in self._newest_first()[self.keep :]:
             shutil.rmtree(old)
         return target
@@ -103,4 +112,17 @@ def _load(path: Path) -> TrainingState:
 
 
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the list of files in a folder, is on the disk itself."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -22,7 +22,9 @@ class MetricsLog:
     def __init__(self, folder: Path, resumed_step: int) -> None:
         self._path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
-        self._path.write_text("".join(_line(row) for row in kept), encoding="utf-8")
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
+        temporary.replace(self._path)
         self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
