@@ -103,6 +103,32 @@ def test_card_prints_json(write_pool, capsys):
     assert json.loads(capsys.readouterr().out)["counts"] == {"1": 1, "4": 1}
 
 
+def test_a_pool_may_be_a_folder_an_x_paste_index_or_annotations(coco_mini, tmp_path, disc, capsys):
+    images = tmp_path / "cut" / "person"
+    images.mkdir(parents=True)
+    Image.fromarray(disc(60, 40, (200, 30, 30))).save(images / "a.png")
+    annotations = str(coco_mini / "lvis_val.json")
+    index = tmp_path / "index.json"
+    pool = ["--pool", str(tmp_path / "cut"), "--annotations", annotations]
+    assert cli.main(["export-xpaste", *pool, "--out", str(index)]) == 0
+    assert "1 instances of 1 categories" in capsys.readouterr().out
+    for options in (
+        [str(tmp_path / "cut")],
+        [str(index)],
+        [annotations, "--pool-image-root", str(coco_mini / "images" / "val")],
+    ):
+        assert cli.main(["card", *options, "--annotations", annotations]) == 0
+        card = json.loads(capsys.readouterr().out)
+        assert "person" in card["category_names"].values()
+        assert card["n_kept"] >= 1
+        preview = ["preview", "--pool", *options, "--annotations", annotations]
+        preview += ["--image-root", str(coco_mini / "images" / "val"), "--n-images", "2"]
+        assert cli.main([*preview, "--out", str(tmp_path / "s.png"), "--tile-px", "64"]) == 0
+        assert "2 images" in capsys.readouterr().out
+    assert cli.main(["card", str(index)]) == 1
+    assert "a JSON pool needs --annotations" in capsys.readouterr().err
+
+
 def test_a_failure_is_one_readable_line(tmp_path, capsys):
     assert cli.main(["card", str(tmp_path)]) == 1
     error = capsys.readouterr().err

@@ -18,6 +18,12 @@ from bsgal_paste._cutout import Cutout
 from bsgal_paste._donors import DonorParameters, Donors, ImageDonors, LvisDonors
 from bsgal_paste._names import normalise_category_name
 from bsgal_paste._pool import InstancePool, PoolCard, PoolInstance
+from bsgal_paste._pool_sources import (
+    lvis_pool,
+    open_folder_pool,
+    open_xpaste_pool,
+    write_xpaste_json,
+)
 from bsgal_paste._samplers import (
     CategoryBalancedSampler,
     CategoryWeightedSampler,
@@ -83,7 +89,11 @@ __all__ = [
     "VisibleShare",
     "__version__",
     "apply_cutouts",
+    "lvis_pool",
     "normalise_category_name",
+    "open_folder_pool",
+    "open_xpaste_pool",
     "sample_rng",
     "tight_boxes_xyxy",
+    "write_xpaste_json",
 ]

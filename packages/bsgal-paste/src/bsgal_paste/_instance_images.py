@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from bsgal_paste._arrays import ByteArray
+from bsgal_paste._lvis import read_annotated_image
 from bsgal_paste._pool_index import PoolIndex
-from bsgal_paste.errors import CorruptInstanceError
+from bsgal_paste.errors import AnnotationError, CorruptInstanceError
 
 
 class InstanceImages(Protocol):
@@ -25,21 +27,36 @@ class InstanceImages(Protocol):
     def read(self, row: int) -> ByteArray:
         """Read one image: uint8 RGBA `(h, w, 4)`."""
 
+    def file(self, row: int) -> str | None:
+        """Give the path of one image's file, if it has one."""
+
 
 class FileImages:
-    """Read RGBA image files below a pool's folder."""
+    """Read RGBA image files below a folder, or pairs `image|mask` as X-Paste's pools have them.
 
-    def __init__(self, root: Path, index: PoolIndex, max_image_pixels: int) -> None:
+    Args:
+        root: The folder.
+        index: Names the files.
+        max_image_pixels: An image with more pixels than this is refused unread.
+        listed_in: The file that lists the images, for messages.
+    """
+
+    def __init__(self, root: Path, index: PoolIndex, max_image_pixels: int, listed_in: str) -> None:
         if max_image_pixels < 1:
             raise ValueError(f"`max_image_pixels` must be positive, got {max_image_pixels}")
         self._root = root
         self._index = index
         self._max_image_pixels = max_image_pixels
+        self._listed_in = listed_in
 
     @property
     def location(self) -> str | None:
         """Give the pool's folder."""
         return str(self._root)
+
+    def file(self, row: int) -> str:
+        """Give the path of an image, or of `image|mask`."""
+        return "|".join(str(self._root / part) for part in self._index.files[row].split("|"))
 
     def read(self, row: int) -> ByteArray:
         """Read one image.
@@ -48,32 +65,121 @@ class FileImages:
             CorruptInstanceError: The file is missing, outside the folder, truncated, too large
                 or not RGBA.
         """
-        path = self._root / self._index.files[row]
+        image, _, mask = self._index.files[row].partition("|")
+        if not mask:
+            return self._decode(row, image, ("RGBA",))
+        rgb = self._decode(row, image, ("RGB", "RGBA", "L", "P"))
+        alpha = self._decode(row, mask, ("L", "1", "RGB"))
+        try:
+            return cut_out(rgb, alpha)
+        except ValueError as error:
+            raise self._corrupt(row, mask, str(error)) from error
+
+    def _decode(self, row: int, file: str, modes: tuple[str, ...]) -> ByteArray:
+        path = self._root / file
         if not path.resolve().is_relative_to(self._root.resolve()):
-            raise self._corrupt(row, "the file lies outside the pool's folder")
+            raise self._corrupt(row, file, "the file lies outside the pool's folder")
         try:
             with Image.open(path) as image:
                 width, height = image.size
                 if width * height > self._max_image_pixels:
                     raise self._corrupt(
                         row,
+                        file,
                         f"{width} x {height} px is over the limit of {self._max_image_pixels} "
                         "pixels (`max_image_pixels`)",
                     )
-                if image.mode != "RGBA":
-                    raise self._corrupt(row, f"the image must be RGBA, it is {image.mode}")
-                return np.asarray(image)
+                if image.mode not in modes:
+                    raise self._corrupt(
+                        row, file, f"the image must be {' or '.join(modes)}, it is {image.mode}"
+                    )
+                if modes[0] == "RGBA":
+                    return np.asarray(image)
+                return np.asarray(image.convert(modes[0]))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-            raise self._corrupt(row, str(error)) from error
+            raise self._corrupt(row, file, str(error)) from error
 
-    def _corrupt(self, row: int, problem: str) -> CorruptInstanceError:
+    def _corrupt(self, row: int, file: str, problem: str) -> CorruptInstanceError:
         instance_id = self._index.instance_ids[row]
+        line = f"line {self._index.lines[row]} of " if self._index.lines[row] else ""
         return CorruptInstanceError(
             instance_id,
-            f"instance {instance_id!r} (line {self._index.lines[row]} of "
-            f"{self._root / 'manifest.jsonl'}) cannot be read from "
-            f"{self._root / self._index.files[row]}: {problem}",
+            f"instance {instance_id!r} ({line}{self._root / self._listed_in}) cannot be read from "
+            f"{self._root / file}: {problem}",
         )
+
+
+class AnnotatedObjects:
+    """Cut objects out of the photographs of an LVIS file when they are asked for.
+
+    Args:
+        entries: Image and annotation of each row of the index.
+        index: Names the rows.
+        image_root: Folder of the images.
+    """
+
+    def __init__(
+        self,
+        entries: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+        index: PoolIndex,
+        image_root: Path,
+    ) -> None:
+        self._entries = entries
+        self._index = index
+        self._image_root = image_root
+
+    @property
+    def location(self) -> str | None:
+        """Give the folder of the images."""
+        return str(self._image_root)
+
+    def file(self, row: int) -> None:
+        """Give None: an object has no file of its own."""
+
+    def read(self, row: int) -> ByteArray:
+        """Read a photograph and cut one object out of it, with a hard mask.
+
+        Raises:
+            CorruptInstanceError: The photograph is missing or damaged, or the mask is.
+        """
+        image, annotation = self._entries[row]
+        try:
+            target, used = read_annotated_image(image, [annotation], self._image_root)
+            if not used:
+                raise AnnotationError(f"annotation {annotation['id']}: the mask has no pixel")
+        except (AnnotationError, FileNotFoundError) as error:
+            raise CorruptInstanceError(self._index.instance_ids[row], str(error)) from error
+        region = target.regions[0]
+        alpha = region.mask.view(np.uint8) * np.uint8(255)
+        return np.dstack([target.image[region.window], alpha])
+
+
+def cut_out(rgb: ByteArray, mask: ByteArray) -> ByteArray:
+    """Cut the largest part of a mask out of an image, cropped tightly.
+
+    Args:
+        rgb: uint8 `(h, w, 3)`.
+        mask: uint8 `(h, w)`; the part of it that counts is above 128, and becomes the alpha.
+
+    Returns:
+        uint8 `(h', w', 4)`.
+
+    Raises:
+        ValueError: The sizes differ, or no pixel is above 128.
+    """
+    if rgb.shape[:2] != mask.shape:
+        raise ValueError(
+            f"the mask has {mask.shape[1]} x {mask.shape[0]} px, the image "
+            f"{rgb.shape[1]} x {rgb.shape[0]}"
+        )
+    n, labels, boxes, _ = cv2.connectedComponentsWithStats((mask > 128).view(np.uint8))
+    if n < 2:
+        raise ValueError("the mask has no pixel above 128")
+    part = 1 + int(np.argmax(boxes[1:, cv2.CC_STAT_AREA]))
+    left, top, width, height = (int(side) for side in boxes[part, :4])
+    window = slice(top, top + height), slice(left, left + width)
+    alpha = np.where(labels[window] == part, mask[window], 0).astype(np.uint8)
+    return np.dstack([rgb[window], alpha])
 
 
 class ArrayImages:
@@ -93,6 +199,9 @@ class ArrayImages:
     def location(self) -> str | None:
         """Give None: there is no folder."""
         return None
+
+    def file(self, row: int) -> None:
+        """Give None: there is no file."""
 
     def read(self, row: int) -> ByteArray:
         """Give one image, not copied."""

@@ -90,7 +90,8 @@ class InstancePool:
     Positions are sorted by category id, so each category is one range. Images are read when
     asked for. The object pickles as a few arrays, about 100 bytes per instance.
 
-    Build one with `InstancePool.open` or `InstancePool.from_arrays`.
+    Build one with `InstancePool.open` or `InstancePool.from_arrays`; `open_folder_pool`,
+    `open_xpaste_pool` and `lvis_pool` read other sources.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class InstancePool:
                 f"the pool {root} has no kept instance ({index.n_dropped} rows, all dropped); "
                 "look at the reasons in its manifest.jsonl"
             )
-        return cls(index, FileImages(root, index, max_image_pixels), meta)
+        return cls(index, FileImages(root, index, max_image_pixels, "manifest.jsonl"), meta)
 
     @classmethod
     def from_arrays(
@@ -238,6 +239,10 @@ class InstancePool:
             if found < length and self._index.instance_ids[rows[found]] == instance_id:
                 return int(stop - length) + found
         raise ValueError(f"the pool has no instance {instance_id!r}")
+
+    def file(self, position: int) -> str | None:
+        """Give the path of an instance's file, if it has one of its own."""
+        return self._images.file(self._row(position))
 
     def read(self, position: int) -> PoolInstance:
         """Read one instance's image.

@@ -22,6 +22,7 @@ from bsgal_paste._copy_paste import ORDERS, POSITIONS, SOURCES, CopyPaste, sampl
 from bsgal_paste._donors import LvisDonors
 from bsgal_paste._lvis import Lvis, load_lvis, read_annotated_image
 from bsgal_paste._pool import InstancePool
+from bsgal_paste._pool_sources import open_any_pool, open_folder_pool, write_xpaste_json
 from bsgal_paste._preview import contact_sheet, draw_result
 from bsgal_paste._scale import ScaleStatistics
 from bsgal_paste.config import PRESETS
@@ -72,8 +73,19 @@ def build_parser() -> argparse.ArgumentParser:
     composer.set_defaults(run=run_compose)
 
     card = commands.add_parser("card", help="print a summary of a pool as JSON")
-    card.add_argument("pool", type=Path, help="pool folder")
+    card.add_argument("pool", type=Path, help=_POOL_HELP)
+    card.add_argument(
+        "--annotations", type=Path, help="LVIS v1 JSON: count its categories; JSON pools need it"
+    )
+    card.add_argument("--pool-image-root", type=Path, help=_POOL_ROOT_HELP)
     card.set_defaults(run=run_card)
+
+    exporter = commands.add_parser("export-xpaste", help="write a pool's index as X-Paste reads it")
+    exporter.add_argument("--pool", type=Path, required=True, help=_POOL_HELP)
+    exporter.add_argument("--annotations", type=Path, required=True, help="LVIS v1 JSON")
+    exporter.add_argument("--pool-image-root", type=Path, help=_POOL_ROOT_HELP)
+    exporter.add_argument("--out", type=Path, required=True, help="JSON file to write")
+    exporter.set_defaults(run=run_export_xpaste)
     return parser
 
 
@@ -139,11 +151,29 @@ def run_compose(options: argparse.Namespace) -> None:
 
 def run_card(options: argparse.Namespace) -> None:
     """Print a pool's card."""
-    print(json.dumps(dataclasses.asdict(InstancePool.open(options.pool).card()), indent=1))
+    if options.annotations:
+        categories = load_lvis(options.annotations).categories
+        pool = open_any_pool(options.pool, categories, image_root=options.pool_image_root)
+    elif options.pool.is_file():
+        raise ValueError(f"{options.pool} is no folder; a JSON pool needs --annotations")
+    elif (options.pool / "meta.json").exists() or not options.pool.is_dir():
+        pool = InstancePool.open(options.pool)
+    else:
+        pool = open_folder_pool(options.pool)
+    print(json.dumps(dataclasses.asdict(pool.card()), indent=1))
+
+
+def run_export_xpaste(options: argparse.Namespace) -> None:
+    """Write a pool's index in X-Paste's form."""
+    categories = load_lvis(options.annotations).categories
+    pool = open_any_pool(options.pool, categories, image_root=options.pool_image_root)
+    write_xpaste_json(pool, options.out)
+    print(f"{options.out}: {len(pool)} instances of {len(pool.category_ids)} categories")
 
 
 def _add_input_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--pool", type=Path, help="instance pool folder, if the source has one")
+    parser.add_argument("--pool", type=Path, help=f"{_POOL_HELP}; if the source has one")
+    parser.add_argument("--pool-image-root", type=Path, help=_POOL_ROOT_HELP)
     parser.add_argument("--annotations", type=Path, required=True, help="LVIS v1 JSON")
     parser.add_argument("--image-root", type=Path, required=True, help="folder of its images")
     parser.add_argument(
@@ -212,6 +242,10 @@ _PASTE_FLAGS: dict[str, dict[str, Any]] = {
 }
 
 
+_POOL_HELP = "pool folder, folder of category folders of RGBA PNGs, X-Paste index or LVIS JSON"
+_POOL_ROOT_HELP = "folder of the images of a JSON pool (default: the folder it is in)"
+
+
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -232,7 +266,7 @@ def _inputs(options: argparse.Namespace) -> tuple[Lvis, CopyPaste, dict[str, Any
         raise ValueError(f"the source is {recipe.source}, which {wanted}")
     pool = statistics = donors = None
     if recipe.uses_pool:
-        pool = InstancePool.open(options.pool).match(lvis.categories)
+        pool = open_any_pool(options.pool, lvis.categories, image_root=options.pool_image_root)
     if recipe.uses_donors:
         donors = LvisDonors(lvis.raw, options.image_root)
     if recipe.uses_pool and recipe.scale_range is None:
