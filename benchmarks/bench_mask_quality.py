@@ -6,8 +6,9 @@ random colour, light in three cases of five, with a slight gradient and noise, a
 backgrounds give) and `real` (a crop of another photograph, with objects of its own: hard on
 purpose). `builtin` are renders of the drawings that the built-in text-to-image model was trained
 on, as it was shown them. Quoted is the mean intersection over union of the label mask with the
-outline, for the method's mask as it comes; `agreement` is the choice by agreement between the
-methods, over the images that it keeps.
+outline, for the method's mask as it comes, and for u2net also with the coverage of edge pixels read
+from their colours, as a pool gets it (border does this itself); `agreement` is the choice by
+agreement between the two methods, over the images that it keeps.
 
 Methods are run one after the other and each mask is kept in a file beside the result until all are
 there, so a run that was stopped continues. Nothing is timed.
@@ -28,19 +29,21 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from _harness import RESULTS, ROOT, require_tests, write_result
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+Labels: TypeAlias = dict[str, NDArray[np.bool_]]
+
 COCO_MINI = ROOT.parent / "shared" / "data" / "coco-mini"
 SIDE_PX, OBJECT_PX, OUTLINE_SCALE = 256, 154, 2
 BACKGROUNDS = ("plain", "real", "builtin")
 RENDERS_PER_DRAWING = 5
 QUICK_LIMIT = 16
-AGREEMENT = "agreement"
+AGREEMENT, WITH_EDGES = "agreement", "_edges"
 TESTS = ("test_border.py", "test_edges.py", "test_u2net.py")
 
 
@@ -69,7 +72,9 @@ def main() -> None:
     require_tests(*(f"packages/bsgal-mask/tests/{name}" for name in TESTS))
     methods = [BorderSegmenter(), U2NetSegmenter()]
     partial = RESULTS / ".mask_quality.partial.jsonl"
-    found = {method.name: segment_all(method, limit, partial) for method in methods}
+    found: dict[str, Labels] = {}
+    for method in methods:
+        found |= segment_all(method, limit, partial)
     choice = AgreementChoice()
     rows = list(rows_of(found, limit, choice))
     headline: dict[str, float | int | str] = {}
@@ -112,25 +117,35 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
     return {"iou": "\n".join(lines)}
 
 
-def segment_all(method: Any, limit: int | None, partial: Path) -> dict[str, NDArray[np.bool_]]:
-    """Return the label mask of every case, from an earlier run's file where it has them."""
+def segment_all(method: Any, limit: int | None, partial: Path) -> dict[str, Labels]:
+    """Return the label mask of every case by case, from an earlier run's file where it has them.
+
+    There is a second set, with refined edges, for a method that does not refine them itself.
+    """
+    from bsgal_mask import Edges
+
     settings = json.dumps([method.name, dict(method.config())], sort_keys=True)
     key = hashlib.sha256(settings.encode()).hexdigest()[:16]
-    found = {
-        entry["case"]: unpack(entry["mask"]) for entry in entries(partial) if entry["key"] == key
-    }
+    known = {entry["case"]: entry for entry in entries(partial) if entry["key"] == key}
+    variants = [method.name]
+    if not method.config().get("edge_from_colours"):
+        variants.append(method.name + WITH_EDGES)
     partial.parent.mkdir(parents=True, exist_ok=True)
     with partial.open("a") as lines:
         for number, case in enumerate(cases(limit)):
-            if case.case_id not in found:
+            if case.case_id not in known:
                 (mask,) = method.segment([case.image], [""])
-                found[case.case_id] = np.rint(mask * 255) >= 128
-                entry = {"key": key, "case": case.case_id, "mask": pack(found[case.case_id])}
-                lines.write(json.dumps(entry) + "\n")
+                masks = mask, Edges().refined(case.image, mask)
+                packed = [pack(np.rint(soft * 255) >= 128) for soft in masks]
+                known[case.case_id] = {"key": key, "case": case.case_id, "masks": packed}
+                lines.write(json.dumps(known[case.case_id]) + "\n")
                 lines.flush()
             if number % 100 == 0:
                 print(f"{method.name}: {number} images", flush=True)
-    return found
+    return {
+        variant: {case: unpack(entry["masks"][index]) for case, entry in known.items()}
+        for index, variant in enumerate(variants)
+    }
 
 
 def entries(partial: Path) -> Iterator[dict[str, Any]]:
@@ -156,11 +171,9 @@ def unpack(packed: dict[str, Any]) -> NDArray[np.bool_]:
     return np.unpackbits(bits, count=height * width).reshape(height, width).astype(bool)
 
 
-def rows_of(
-    found: dict[str, dict[str, NDArray[np.bool_]]], limit: int | None, choice: Any
-) -> Iterator[dict[str, Any]]:
+def rows_of(found: dict[str, Labels], limit: int | None, choice: Any) -> Iterator[dict[str, Any]]:
     """Yield one row per case and method, and one for the choice between the methods."""
-    from bsgal_mask import intersection_over_union
+    from bsgal_mask import Candidates, intersection_over_union
 
     for case in cases(limit):
         labels = {method: masks[case.case_id] for method, masks in found.items()}
@@ -168,7 +181,9 @@ def rows_of(
             method: round(intersection_over_union(label, case.truth), 4)
             for method, label in labels.items()
         }
-        chosen = choice.choose(labels)
+        methods = {name: label for name, label in labels.items() if WITH_EDGES not in name}
+        candidates = Candidates(image=case.image, category_name="", labels=methods)
+        (chosen,) = choice.choose([candidates])
         common = {
             "case": case.case_id,
             "source_area_px": case.source_area_px,
@@ -178,7 +193,7 @@ def rows_of(
             yield common | {"method": method, "iou": iou, "is_kept": True}
         yield common | {
             "method": AGREEMENT,
-            "iou": ious[chosen.method],
+            "iou": ious.get(chosen.method + WITH_EDGES, ious[chosen.method]),
             "is_kept": chosen.reason is None,
         }
 

@@ -164,3 +164,109 @@ def mean_model(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def clip_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A CLIP tokenizer that knows single characters only."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("tokenizer")
+    characters = [*"abcdefghijklmnopqrstuvwxyz()0123456789"]
+    words = [*characters, *(character + "</w>" for character in characters)]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    vocab, merges = folder / "vocab.json", folder / "merges.txt"
+    vocab.write_text(json.dumps({word: index for index, word in enumerate(words)}))
+    merges.write_text("#version: 0.2\n")
+    return transformers.CLIPTokenizer(str(vocab), str(merges), model_max_length=77)
+
+
+def _clip_settings(tokenizer: Any) -> dict[str, Any]:
+    layers = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
+    text = {
+        "vocab_size": len(tokenizer),
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 77,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {"num_hidden_layers": 3, "image_size": 32, "patch_size": 8}
+    return {
+        "text_config": layers | text,
+        "vision_config": layers | vision,
+        "projection_dim": 12,
+    }
+
+
+@pytest.fixture(scope="session")
+def clip_folder(clip_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP with random weights, as `save_pretrained` writes it."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clip")
+    CLIPModel(CLIPConfig(**_clip_settings(clip_tokenizer))).save_pretrained(folder)
+    sides = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    CLIPImageProcessor(**sides).save_pretrained(folder)
+    clip_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clipseg_folder(clip_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIPSeg with random weights, as `save_pretrained` writes it."""
+    import torch
+    from transformers import CLIPSegConfig, CLIPSegForImageSegmentation, ViTImageProcessor
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("clipseg")
+    config = CLIPSegConfig(
+        **_clip_settings(clip_tokenizer),
+        extract_layers=[0, 1],
+        reduce_dim=8,
+        decoder_num_attention_heads=2,
+        decoder_intermediate_size=16,
+    )
+    CLIPSegForImageSegmentation(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    clip_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sam_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SAM with random weights, as `save_pretrained` writes it."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("sam")
+    vision = {
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "mlp_dim": 16,
+        "image_size": 64,
+        "patch_size": 8,
+        "output_channels": 16,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+        "num_pos_feats": 8,
+    }
+    prompts = {"hidden_size": 16, "image_size": 64, "patch_size": 8, "mask_input_channels": 4}
+    decoder = {
+        "hidden_size": 16,
+        "mlp_dim": 16,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "iou_head_hidden_dim": 8,
+    }
+    config = transformers.SamConfig(
+        vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder
+    )
+    transformers.SamModel(config).save_pretrained(folder)
+    transformers.SamImageProcessor(
+        size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}
+    ).save_pretrained(folder)
+    return folder

@@ -26,8 +26,8 @@ from bsgal_mask import (
 
 FIELDS = [
     "instance_id", "category_id", "category_name", "sample_id", "prompt", "file",
-    "label_mask_threshold", "method", "scores", "agreement", "clip_score", "area_frac",
-    "bbox_xywh", "status", "reason", "sha256",
+    "label_mask_threshold", "method", "scores", "agreement", "clip_score",
+    "clip_similarity", "area_frac", "bbox_xywh", "status", "reason", "sha256",
 ]  # fmt: skip
 
 

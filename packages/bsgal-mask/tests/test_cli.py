@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from bsgal_mask import CleanUp, MissingModelError, summarise_pool
+from bsgal_mask import CategoryBar, CleanUp, Edges, MissingModelError, summarise_pool
 from bsgal_mask import _u2netp_file as u2netp_file
 from bsgal_mask.cli import _parser, main
 
@@ -28,10 +30,67 @@ def test_two_methods_and_every_option(make_image_set, drawn, tmp_path, mean_mode
     command += ["--parts", "largest", "--min-island", "0", "--fill-holes", "1", "--edge", "0.1"]
     command += ["--label-mask-threshold", "100", "--batch-size", "2", "--max-image-px", "100000"]
     command += ["--u2net-provider", "CPUExecutionProvider", "--u2net-threads", "1"]
+    command += ["--min-sharpness", "0.1", "--edge-coverage", "method", "--edge-colours", "object"]
+    command += ["--model-batch-size", "1"]
     assert main(command) == 0
     captured = capsys.readouterr()
     assert "1  disagreement" in captured.out
     assert captured.err == ""
+
+
+def test_models_of_transformers_make_a_pool(
+    make_image_set, drawn, tmp_path, clip_folder, clipseg_folder, sam_folder, capsys, manifest_of
+):
+    images = make_image_set({"a": drawn("disc")[0], "b": drawn("ring")[0]})
+    real = {"images": [{"id": 1, "file_name": "7/a.png"}], "categories": []}
+    box = {"segmentation": [[9, 9, 30, 9, 30, 30]], "bbox": [9, 9, 21, 21]}
+    real["annotations"] = [{"id": 1, "image_id": 1, "category_id": 7, **box}]
+    (tmp_path / "real.json").write_text(json.dumps(real))
+    command = ["run", str(images), "--out", str(tmp_path / "pool"), "--quiet"]
+    for name in ("border", "clipseg", "sam_background", "sam_box"):
+        command += ["--method", name]
+    command += ["--clipseg-model", str(clipseg_folder), "--sam-model", str(sam_folder)]
+    command += ["--clip-model", str(clip_folder), "--choose", "clip", "--min-clip-score", "1"]
+    command += ["--clip-tolerance", "2", "--clip-template", "one {}", "--device", "cpu"]
+    command += ["--dtype", "float32", "--model-batch-size", "3", "--sam-box-from", "border"]
+    command += ["--similar-to", str(tmp_path / "real.json"), "--min-similarity", "-1"]
+    command += ["--similar-images", str(images / "images"), "--min-area", "0", "--max-area", "1"]
+    assert main(command) == 0
+    assert capsys.readouterr().out.startswith("2 images: 2 kept")
+    row = manifest_of(tmp_path / "pool")[-1]
+    assert list(row["scores"]) == ["border", "clipseg", "sam_background", "sam_box"]
+    assert row["clip_score"] < 1
+    assert row["clip_similarity"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["--method", "clipseg"], "--clipseg-model is needed"),
+        (["--method", "sam_box"], "--sam-model is needed"),
+        (["--choose", "clip"], "--clip-model is needed"),
+        (["--similar-to", "x.json"], "--clip-model is needed"),
+    ],
+)
+def test_a_model_that_is_not_named_is_bad_usage(arguments, missing, tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        main(["run", str(tmp_path), "--out", str(tmp_path / "p"), *arguments])
+    assert exit_info.value.code == 2
+    assert missing in capsys.readouterr().err
+
+
+def test_a_revision_stands_behind_the_id(tmp_path, monkeypatch):
+    asked = []
+
+    def load(model, **settings):
+        asked.append((model, settings["revision"]))
+        raise MissingModelError("no network")
+
+    monkeypatch.setattr("bsgal_mask._sam.load_checkpoint", load)
+    command = ["run", str(tmp_path), "--out", str(tmp_path / "p"), "--method", "sam_background"]
+    for model in ("owner/sam@abc123", "owner/sam", str(tmp_path)):
+        assert main([*command, "--sam-model", model]) == 1
+    assert asked == [("owner/sam", "abc123"), ("owner/sam", None), (str(tmp_path), None)]
 
 
 def test_failures_are_one_readable_line(tmp_path, capsys):
@@ -93,6 +152,14 @@ def test_flags_take_their_defaults_from_the_fields():
         edge_frac=options.edge,
     )
     assert (options.min_area, options.max_area) == (0.05, 0.95)
+    assert Edges() == Edges(
+        coverage_from_colours=options.edge_coverage == "colours",
+        object_colours=options.edge_colours == "object",
+    )
+    assert CategoryBar() == CategoryBar(
+        min_score=options.min_clip_score, tolerance=options.clip_tolerance
+    )
+    assert (options.device, options.dtype, options.min_similarity) == ("cpu", "float32", 0.6)
 
 
 def test_help_states_units_and_defaults(capsys):
@@ -101,3 +168,5 @@ def test_help_states_units_and_defaults(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "share of the image's pixels, 0 to 1 (default: 0.05)" in text
     assert "1 to 255 (default: 128)" in text
+    assert "least CLIP score, -1 to 1, with --choose clip (default: 0.21)" in text
+    assert "u2net 4, clipseg 4, SAM 2, CLIP 16" in text

@@ -5,21 +5,23 @@ from __future__ import annotations
 import importlib.metadata
 import itertools
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from bsgal_mask._choice import Choice, FixedChoice
+from bsgal_mask._choice import CategoryBar, Choice, FixedChoice
 from bsgal_mask._clean_up import CleanUp
+from bsgal_mask._cutter import CLIP_SCORE, Cutter, Segmented
+from bsgal_mask._edges import Edges
 from bsgal_mask._filters import AreaFilter, Filter
 from bsgal_mask._image_set import ImageRow, ImageSet
-from bsgal_mask._images import encode_rgba
 from bsgal_mask._jsonl import Row
 from bsgal_mask._pool_writer import PoolWriter
-from bsgal_mask._scores import confidence
 from bsgal_mask._segmenter import Image, Segmenter, SoftMask
+from bsgal_mask._similarity import SimilarityRule
 from bsgal_mask._summary import PoolSummary, summarise_rows
 from bsgal_mask.errors import ImageError, SegmentationError
 
@@ -27,6 +29,11 @@ _LOGGER = logging.getLogger(__name__)
 # Reasons that lie in the image, not in its mask: a repaired or redrawn image is tried again.
 _IMAGE_SET, _IMAGE = "image-set", "image"
 _RETRIED = (_IMAGE_SET, _IMAGE)
+# Libraries whose versions the pool's meta file notes.
+_RECORDED = (
+    "bsgal-mask", "numpy", "opencv-python-headless", "pillow", "onnxruntime", "torch",
+    "transformers",
+)  # fmt: skip
 
 
 class Progress(Protocol):
@@ -43,7 +50,9 @@ def build_pool(
     methods: Sequence[Segmenter],
     choose: Choice | None = None,
     filters: Sequence[Filter] = (AreaFilter(),),
+    similarity: SimilarityRule | None = None,
     clean_up: CleanUp | None = None,
+    edges: Edges | None = None,
     label_mask_threshold: int = 128,
     batch_size: int = 8,
     max_image_px: int = 64_000_000,
@@ -55,13 +64,18 @@ def build_pool(
     reason. A pool that an earlier run with the same settings left unfinished is continued; rows
     it dropped because of the image file, or of its status in the image set, are tried again.
 
+    Where the choice computes CLIP scores, an image below the bar is dropped at once; when all
+    images have their row, those above the bar of their own category are kept after all.
+
     Args:
         image_set_dir: The image set; only rows whose status is `ok` are segmented.
         out_dir: The pool; made if missing.
         methods: One or more methods with different names. All are run on every image.
         choose: Which method's mask to take; None takes the first method's.
         filters: Rules for the label mask, in order; the first that objects names the reason.
+        similarity: Comparison with real objects, for what passed the filters; None makes none.
         clean_up: Repairs of the chosen mask before the filters; None is `CleanUp()`.
+        edges: What is done to edge pixels; None is `Edges()`.
         label_mask_threshold: The label mask is where alpha (0 to 255) is at least this.
         batch_size: Images in memory at a time and per call of a method.
         max_image_px: Larger images (width times height) are dropped without being decoded.
@@ -83,13 +97,16 @@ def build_pool(
     for argument, value in (("batch_size", batch_size), ("max_image_px", max_image_px)):
         if value < 1:
             raise ValueError(f"`{argument}` must be at least 1, got {value}")
-    cutter = _Cutter(
+    cutter = Cutter(
         methods=methods,
         choice=FixedChoice() if choose is None else choose,
         filters=filters,
+        similarity=similarity,
         clean_up=CleanUp() if clean_up is None else clean_up,
+        edges=Edges() if edges is None else edges,
         label_mask_threshold=label_mask_threshold,
     )
+    cutter.choice.check(names)
     image_set = ImageSet.open(image_set_dir)
     total = len(image_set.rows)
     writer = PoolWriter(
@@ -107,99 +124,14 @@ def build_pool(
                 done += 1
                 if progress is not None:
                     progress(done, total)
+        if cutter.choice.category_bar is not None:
+            _settle(writer, cutter.choice.category_bar)
     ids = (row.sample_id for row in image_set.rows)
     return summarise_rows([writer.rows[instance_id] for instance_id in ids])
 
 
-class _Cutter:
-    """Everything between an image in memory and its pool row."""
-
-    def __init__(
-        self,
-        *,
-        methods: Sequence[Segmenter],
-        choice: Choice,
-        filters: Sequence[Filter],
-        clean_up: CleanUp,
-        label_mask_threshold: int,
-    ) -> None:
-        choice.check([method.name for method in methods])
-        self.methods = methods
-        self.choice = choice
-        self.filters = filters
-        self.clean_up = clean_up
-        self.label_mask_threshold = label_mask_threshold
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "methods": {method.name: dict(method.config()) for method in self.methods},
-            "choose": dict(self.choice.config()),
-            "filters": [dict(rule.config()) for rule in self.filters],
-            "clean_up": self.clean_up.config(),
-            "label_mask_threshold": self.label_mask_threshold,
-        }
-
-    def dropped(self, source: ImageRow, reason: str) -> Row:
-        """Return the row of an image without a mask."""
-        return {
-            "instance_id": source.sample_id,
-            "category_id": source.category_id,
-            "category_name": source.category_name,
-            "sample_id": source.sample_id,
-            "prompt": source.prompt,
-            "file": None,
-            "label_mask_threshold": self.label_mask_threshold,
-            "method": None,
-            "scores": {method.name: None for method in self.methods},
-            "agreement": None,
-            "clip_score": None,
-            "area_frac": None,
-            "bbox_xywh": None,
-            "status": "dropped",
-            "reason": reason,
-            "sha256": None,
-        }
-
-    def cut(
-        self, source: ImageRow, image: Image, masks: Sequence[SoftMask]
-    ) -> tuple[Row, bytes | None]:
-        """Choose, clean, filter and crop one image's mask."""
-        for method, mask in zip(self.methods, masks, strict=True):
-            if not np.isfinite(mask).all():
-                return self.dropped(source, f"non-finite: {method.name} gave no numbers"), None
-            _check_mask(method.name, mask, image)
-        alphas = {
-            method.name: np.rint(mask * 255).astype(np.uint8)
-            for method, mask in zip(self.methods, masks, strict=True)
-        }
-        labels = {name: alpha >= self.label_mask_threshold for name, alpha in alphas.items()}
-        chosen = self.choice.choose(labels)
-        alpha = self.clean_up.apply(alphas[chosen.method], self.label_mask_threshold)
-        label = alpha >= self.label_mask_threshold
-        row = self.dropped(source, "") | {
-            "method": chosen.method,
-            "scores": {
-                method.name: _rounded(confidence(mask))
-                for method, mask in zip(self.methods, masks, strict=True)
-            },
-            "agreement": _rounded(chosen.agreement),
-            "area_frac": _rounded(float(label.mean())),
-        }
-        if not label.any():
-            return row | {"reason": "empty: no object was found"}, None
-        x, y, width, height = _bounding_box_xywh(alpha)
-        row["bbox_xywh"] = [x, y, width, height]
-        reasons = (rule.reason_to_drop(label) for rule in self.filters)
-        reason = chosen.reason or next((reason for reason in reasons if reason), None)
-        if reason is not None:
-            return row | {"reason": reason}, None
-        crop = slice(y, y + height), slice(x, x + width)
-        png = encode_rgba(image[crop], alpha[crop])
-        return row | {"status": "kept", "reason": None}, png
-
-
 def _cut_batch(
-    image_set: ImageSet, sources: Sequence[ImageRow], cutter: _Cutter, max_image_px: int
+    image_set: ImageSet, sources: Sequence[ImageRow], cutter: Cutter, max_image_px: int
 ) -> Iterator[tuple[Row, bytes | None]]:
     """Yield the pool row, and the file of a kept one, of each row of an image set, in order."""
     images: dict[str, Image] = {}
@@ -222,12 +154,22 @@ def _cut_batch(
                 reasons[sample_id] = f"method: {method.name} failed ({found})"
             else:
                 masks[sample_id].append(found)
+    for sample_id, image in images.items():
+        if sample_id not in reasons:
+            reason = _reason_for_masks(cutter.methods, masks[sample_id], image)
+            if reason is not None:
+                reasons[sample_id] = reason
+    segmented = [
+        Segmented(source=source, image=images[source.sample_id], masks=masks[source.sample_id])
+        for source in sources
+        if source.sample_id not in reasons
+    ]
+    results = iter(cutter.cut(segmented))
     for source in sources:
-        sample_id = source.sample_id
-        if sample_id in reasons:
-            yield cutter.dropped(source, reasons[sample_id]), None
+        if source.sample_id in reasons:
+            yield cutter.dropped(source, reasons[source.sample_id]), None
         else:
-            yield cutter.cut(source, images[sample_id], masks[sample_id])
+            yield next(results)
 
 
 def _segment(
@@ -253,35 +195,58 @@ def _segment(
     return dict(zip(images, masks, strict=True))
 
 
-def _check_mask(name: str, mask: SoftMask, image: Image) -> None:
-    is_fitting = mask.dtype == np.float32 and mask.shape == image.shape[:2]
-    if not is_fitting or mask.min() < 0 or mask.max() > 1:
-        raise ValueError(
-            f"method {name!r} must return float32 masks of shape {image.shape[:2]} in [0, 1], got "
-            f"{mask.dtype} {mask.shape} in [{mask.min()}, {mask.max()}]"
-        )
+def _reason_for_masks(
+    methods: Sequence[Segmenter], masks: Sequence[SoftMask], image: Image
+) -> str | None:
+    """Return why an image is dropped whose masks are no numbers; refuse what is no mask."""
+    for method, mask in zip(methods, masks, strict=True):
+        if not np.isfinite(mask).all():
+            return f"non-finite: {method.name} gave no numbers"
+        is_fitting = mask.dtype == np.float32 and mask.shape == image.shape[:2]
+        if not is_fitting or mask.min() < 0 or mask.max() > 1:
+            raise ValueError(
+                f"method {method.name!r} must return float32 masks of shape {image.shape[:2]} in "
+                f"[0, 1], got {mask.dtype} {mask.shape} in [{mask.min()}, {mask.max()}]"
+            )
+    return None
+
+
+def _settle(writer: PoolWriter, bar: CategoryBar) -> None:
+    """Keep the images below the CLIP bar that reach the lower one of their own category.
+
+    A category's best score can only rise when images are added, so what was once decided, either
+    way, stays. The files of images that are dropped for good are removed.
+    """
+    by_category: dict[int, list[Row]] = defaultdict(list)
+    for row in writer.rows.values():
+        is_waiting = row["status"] == "dropped" and _code(row) == CLIP_SCORE
+        if row["clip_score"] is not None and (is_waiting or row["status"] == "kept"):
+            by_category[row["category_id"]].append(row)
+    for rows in by_category.values():
+        least = bar.of_category(max(row["clip_score"] for row in rows))
+        for row in rows:
+            if row["status"] == "kept":
+                continue
+            if row["clip_score"] >= least:
+                writer.keep_after_all(row | {"status": "kept", "reason": None})
+            else:
+                writer.remove_file(row)
 
 
 def _is_open(source: ImageRow, row: Row | None) -> bool:
     """Tell whether an image still needs its row, or might get a better one."""
     if row is None:
         return True
-    return row["status"] == "dropped" and row["reason"].partition(":")[0] in _RETRIED
+    return row["status"] == "dropped" and _code(row) in _RETRIED
+
+
+def _code(row: Row) -> str:
+    return str(row["reason"]).partition(":")[0]
 
 
 def _status_reason(source: ImageRow) -> str:
     detail = f"; {source.reason}" if source.reason else ""
     return f"{_IMAGE_SET}: status {source.status}{detail}"
-
-
-def _bounding_box_xywh(alpha: Image) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(alpha.any(axis=1)), np.flatnonzero(alpha.any(axis=0))
-    x, y = int(columns[0]), int(rows[0])
-    return x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
 
 
 def _batches(rows: Sequence[ImageRow], size: int) -> Iterator[list[ImageRow]]:
@@ -292,7 +257,15 @@ def _batches(rows: Sequence[ImageRow], size: int) -> Iterator[list[ImageRow]]:
 
 def _versions() -> dict[str, str]:
     versions = {}
-    for name in ("bsgal-mask", "numpy", "opencv-python-headless", "pillow", "onnxruntime"):
+    for name in (
+        "bsgal-mask",
+        "numpy",
+        "opencv-python-headless",
+        "pillow",
+        "onnxruntime",
+        "torch",
+        "transformers",
+    ):
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, TypeAlias
 
 import cv2
@@ -19,6 +20,29 @@ _INSIDE_SIGMA_PX, _OUTSIDE_SIGMA_PX = 2.0, 3.0
 _MIN_CONTRAST = 30.0
 # Shares this close to 0 or 1 are noise.
 _MARGIN = 0.05
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Edges:
+    """What is done to the pixels on the chosen mask's outline."""
+
+    coverage_from_colours: bool = True
+    """Whether their alpha becomes the share of object that their colour shows. It makes masks of
+    methods with a coarse map more exact."""
+    object_colours: bool = False
+    """Whether the background's colour is taken out of them. Alpha stays as it is."""
+
+    def config(self) -> dict[str, Any]:
+        """Return the settings."""
+        return dataclasses.asdict(self)
+
+    def refined(self, image: Image, mask: SoftMask) -> SoftMask:
+        """Return the mask (H, W) of an image (H, W, 3) with the coverage that is asked for."""
+        return coverage_from_colours(image, mask) if self.coverage_from_colours else mask
+
+    def recoloured(self, image: Image, alpha: Image) -> Image:
+        """Return the image (H, W, 3) with the colours that are asked for."""
+        return object_colours(image, alpha) if self.object_colours else image
 
 
 def coverage_from_colours(image: Image, mask: SoftMask, band_px: int = 2) -> SoftMask:

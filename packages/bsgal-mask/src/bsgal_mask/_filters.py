@@ -1,4 +1,4 @@
-"""Rules that drop a mask by its shape."""
+"""Rules that drop a cut-out by its mask's shape, or by the object's sharpness."""
 
 from __future__ import annotations
 
@@ -10,12 +10,20 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from bsgal_mask._scores import sharpness
+from bsgal_mask._segmenter import Image
+
 
 class Filter(Protocol):
     """Keep or drop a mask."""
 
-    def reason_to_drop(self, label: NDArray[np.bool_]) -> str | None:
-        """Return why a label mask (H, W), never empty, is dropped, as `code: detail`; or None."""
+    def reason_to_drop(self, label: NDArray[np.bool_], image: Image) -> str | None:
+        """Return why an image is dropped, as `code: detail`; None keeps it.
+
+        Args:
+            label: The bool label mask (H, W), never empty.
+            image: The image, uint8 RGB (H, W, 3).
+        """
 
     def config(self) -> Mapping[str, Any]:
         """Return the settings as JSON values."""
@@ -41,7 +49,7 @@ class AreaFilter:
                 f"got {self.min_frac} and {self.max_frac}"
             )
 
-    def reason_to_drop(self, label: NDArray[np.bool_]) -> str | None:
+    def reason_to_drop(self, label: NDArray[np.bool_], image: Image) -> str | None:
         """See `Filter.reason_to_drop`."""
         area_frac = float(label.mean())
         if self.min_frac <= area_frac <= self.max_frac:
@@ -68,7 +76,7 @@ class BorderContactFilter:
         if not 0 <= self.max_frac < 1:
             raise ValueError(f"`max_frac` must lie in [0, 1), got {self.max_frac}")
 
-    def reason_to_drop(self, label: NDArray[np.bool_]) -> str | None:
+    def reason_to_drop(self, label: NDArray[np.bool_], image: Image) -> str | None:
         """See `Filter.reason_to_drop`."""
         outermost = np.ones_like(label)
         outermost[1:-1, 1:-1] = False
@@ -102,7 +110,7 @@ class PartsFilter:
                 f"got {self.min_parts} and {self.max_parts}"
             )
 
-    def reason_to_drop(self, label: NDArray[np.bool_]) -> str | None:
+    def reason_to_drop(self, label: NDArray[np.bool_], image: Image) -> str | None:
         """See `Filter.reason_to_drop`."""
         n_parts = cv2.connectedComponents(label.astype(np.uint8), connectivity=8)[0] - 1
         if n_parts >= self.min_parts and (self.max_parts is None or n_parts <= self.max_parts):
@@ -113,3 +121,28 @@ class PartsFilter:
     def config(self) -> Mapping[str, Any]:
         """Return the settings."""
         return {"rule": "parts", **dataclasses.asdict(self)}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class BlurFilter:
+    """Drop objects that are out of focus."""
+
+    min_sharpness: float = 2.0
+    """Least `sharpness`, in grey levels. Smooth things are never very sharp: look at what a value
+    drops before relying on it."""
+
+    def __post_init__(self) -> None:
+        """Refuse a bar that everything or nothing passes."""
+        if not 0 < self.min_sharpness <= 255:
+            raise ValueError(f"`min_sharpness` must lie in (0, 255], got {self.min_sharpness}")
+
+    def reason_to_drop(self, label: NDArray[np.bool_], image: Image) -> str | None:
+        """See `Filter.reason_to_drop`."""
+        found = sharpness(image, label)
+        if found >= self.min_sharpness:
+            return None
+        return f"blur: sharpness {found:.2f}, at least {self.min_sharpness:g} is required"
+
+    def config(self) -> Mapping[str, Any]:
+        """Return the settings."""
+        return {"rule": "blur", **dataclasses.asdict(self)}

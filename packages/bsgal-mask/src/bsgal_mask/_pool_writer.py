@@ -56,17 +56,29 @@ class PoolWriter:
         Args:
             row: The row without `file` and `sha256`, which are filled in. A row that the pool
                 already holds in the same form is not written again.
-            png: The RGBA file of a kept instance.
+            png: The RGBA file of a kept instance; or of a dropped one that `keep_after_all` may
+                still be called for, whose row names no file until then.
         """
         file, sha256 = None, None
         if png is not None:
-            file = f"instances/{row['category_id']}/{row['instance_id']}.png"
-            sha256 = hashlib.sha256(png).hexdigest()
-            write_atomically(self.root / file, png)
+            path = _file_of(row)
+            write_atomically(self.root / path, png)
+            if row["status"] == "kept":
+                file, sha256 = path, hashlib.sha256(png).hexdigest()
         row = row | {"file": file, "sha256": sha256}
         if self.rows.get(row["instance_id"]) != row:
             self._appender.append(row)
             self.rows[row["instance_id"]] = row
+
+    def keep_after_all(self, row: Row) -> None:
+        """Store the row of an instance whose file was written while it was still dropped."""
+        path = self.root / _file_of(row)
+        if path.is_file():
+            self.write(row, path.read_bytes())
+
+    def remove_file(self, row: Row) -> None:
+        """Remove the file of a dropped row, if it is there."""
+        (self.root / _file_of(row)).unlink(missing_ok=True)
 
     def __enter__(self) -> PoolWriter:
         """Return the writer itself."""
@@ -80,6 +92,10 @@ class PoolWriter:
     ) -> None:
         """Bring the rows to the disk."""
         self._appender.__exit__(kind, error, traceback)
+
+
+def _file_of(row: Row) -> str:
+    return f"instances/{row['category_id']}/{row['instance_id']}.png"
 
 
 def read_pool_rows(root: Path) -> dict[str, Row]:

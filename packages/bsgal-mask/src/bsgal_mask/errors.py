@@ -21,3 +21,7 @@ class SegmentationError(RuntimeError):
 
 class MissingModelError(RuntimeError):
     """A model file, or the library that runs it, is not installed; the message says how to."""
+
+
+class RealCropError(ValueError):
+    """Real objects to compare with cannot be read: annotations or an image of theirs."""
