@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
 
 from bsgal_mask._segmenter import Image
 from bsgal_mask.errors import MissingModelError
@@ -37,8 +36,10 @@ class Checkpoint:
 
     def pixel_values(self, images: Sequence[Image]) -> tuple[torch.Tensor, Mapping[str, Any]]:
         """Return the model's input (N, 3, h, w) for uint8 RGB images, and the processor's notes."""
-        pictures = [PillowImage.fromarray(image) for image in images]
-        inputs = self.image_processor(images=pictures, return_tensors="pt")
+        # Left to guess, the processors take an image of three rows for one of three channels.
+        inputs = self.image_processor(
+            images=list(images), input_data_format="channels_last", return_tensors="pt"
+        )
         return inputs["pixel_values"].to(self.device, self.dtype), inputs
 
     def text_features(self, model: Any, texts: Sequence[str]) -> torch.Tensor:
