@@ -20,6 +20,7 @@ from bsgal_generate import (
     load_pipeline,
     verify,
 )
+from bsgal_generate.cli import main
 
 PLAN = GenerationPlan(
     categories=(Category(1, "apple"), Category(2, "bus_(vehicle)")), images_per_category=2
@@ -149,35 +150,59 @@ def build_flux(tokenizer: Any, clip: dict[str, Any]) -> Any:
     )
 
 
+def deepfloyd_unet(sample_size: int, in_channels: int, **further: Any) -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=sample_size,
+        **further,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
+        mid_block_type="UNetMidBlock2DSimpleCrossAttn",
+        up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        in_channels=in_channels,
+        out_channels=6,
+        cross_attention_dim=32,
+        encoder_hid_dim=32,
+        attention_head_dim=8,
+        addition_embed_type="text",
+        addition_embed_type_num_heads=2,
+        cross_attention_norm="group_norm",
+        resnet_time_scale_shift="scale_shift",
+        act_fn="gelu",
+        norm_num_groups=4,
+    )
+
+
 def build_deepfloyd(tokenizer: Any, clip: dict[str, Any]) -> Any:
-    from diffusers import DDPMScheduler, IFPipeline, UNet2DConditionModel
+    from diffusers import DDPMScheduler, IFPipeline
 
     text_encoder, tokenizer = t5()
     return IFPipeline(
         tokenizer=tokenizer,
         text_encoder=text_encoder,
-        unet=UNet2DConditionModel(
-            sample_size=16,
-            layers_per_block=1,
-            block_out_channels=(8, 16),
-            down_block_types=("ResnetDownsampleBlock2D", "SimpleCrossAttnDownBlock2D"),
-            mid_block_type="UNetMidBlock2DSimpleCrossAttn",
-            up_block_types=("SimpleCrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
-            in_channels=3,
-            out_channels=6,
-            cross_attention_dim=32,
-            encoder_hid_dim=32,
-            attention_head_dim=8,
-            addition_embed_type="text",
-            addition_embed_type_num_heads=2,
-            cross_attention_norm="group_norm",
-            resnet_time_scale_shift="scale_shift",
-            act_fn="gelu",
-            norm_num_groups=4,
-        ),
+        unet=deepfloyd_unet(16, 3),
         scheduler=DDPMScheduler(
             variance_type="learned_range", thresholding=True, sample_max_value=1.0
         ),
+        safety_checker=None,
+        feature_extractor=None,
+        watermarker=None,
+        requires_safety_checker=False,
+    )
+
+
+def build_deepfloyd_upscaler() -> Any:
+    from diffusers import DDPMScheduler, IFSuperResolutionPipeline
+
+    text_encoder, tokenizer = t5()
+    return IFSuperResolutionPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        unet=deepfloyd_unet(32, 6, class_embed_type="timestep"),
+        scheduler=DDPMScheduler(variance_type="learned_range"),
+        image_noising_scheduler=DDPMScheduler(),
         safety_checker=None,
         feature_extractor=None,
         watermarker=None,
@@ -250,3 +275,58 @@ def test_family_loads_draws_and_verifies(
     assert all(image.shape == (16, 16, 3) for image in images)
     assert not np.array_equal(images[0], images[1])
     assert verify(image_set, pipeline, batch_size=1).largest_difference <= 1
+
+
+@pytest.fixture
+def two_stages(clip_tokenizer: Any, clip_text_config: dict[str, Any], tmp_path: Path) -> list[Path]:
+    torch.manual_seed(0)
+    folders = [tmp_path / "base", tmp_path / "upscaler"]
+    build_deepfloyd(clip_tokenizer, clip_text_config).save_pretrained(folders[0])
+    build_deepfloyd_upscaler().save_pretrained(folders[1])
+    return folders
+
+
+FAST_STAGES = SamplingConfig(
+    num_inference_steps=2, pipeline_arguments={"upscaler_steps": 2, "noise_level": 100}
+)
+
+
+def test_two_stages_draw_large_images_that_verify(two_stages: list[Path], tmp_path: Path) -> None:
+    pipeline = load_pipeline(two_stages[0], upscaler=two_stages[1], device="cpu")
+    assert pipeline.pipeline.upscaler.text_encoder is None
+    image_set = generate(PLAN, pipeline, tmp_path / "set", config=FAST_STAGES, batch_size=3)
+    assert [(row.status, row.height, row.width) for row in image_set] == [("ok", 32, 32)] * 4
+    assert image_set.meta["config"]["pipeline"]["upscaler"]["class"] == "IFSuperResolutionPipeline"
+    assert image_set.meta["model"]["id"] == f"{two_stages[0]} + {two_stages[1]}"
+    assert verify(image_set, pipeline, batch_size=1).largest_difference <= 1
+    command = ["verify", str(tmp_path / "set"), "--device", "cpu", "--rows", "2"]
+    assert main(command) == 0
+
+
+def test_upscaler_enlarges_what_the_base_drew(two_stages: list[Path]) -> None:
+    torch.manual_seed(0)
+    pipeline = load_pipeline(two_stages[0], upscaler=two_stages[1], device="cpu")
+    seen: dict[str, Any] = {}
+    plain = type(pipeline.pipeline.upscaler).__call__
+
+    class Watched(type(pipeline.pipeline.upscaler)):  # type: ignore[misc]
+        def __call__(self, **arguments: Any) -> Any:
+            seen.update(arguments)
+            return plain(self, **arguments)
+
+    pipeline.pipeline.upscaler.__class__ = Watched
+    pipeline.draw(list(PLAN)[:2], FAST_STAGES)
+    small = ImagePipeline(pipeline.pipeline.base, "base").draw(
+        list(PLAN)[:2], SamplingConfig(num_inference_steps=2)
+    )
+    given = seen["image"].permute(0, 2, 3, 1).numpy() / 2 + 0.5
+    np.testing.assert_allclose(given, small.pixels, atol=1e-6)
+    assert (seen["num_inference_steps"], seen["noise_level"]) == (2, 100)
+
+
+def test_image_that_either_stage_flags_is_flagged(two_stages: list[Path]) -> None:
+    pipeline = load_pipeline(two_stages[0], upscaler=two_stages[1], device="cpu")
+    stages = (pipeline.pipeline.base, pipeline.pipeline.upscaler)
+    for stage, flags in zip(stages, ([True, False, False], [False, True, False]), strict=True):
+        stage.run_safety_checker = lambda image, *_, flags=flags: (image, [False] * 3, flags)
+    assert pipeline.draw(list(PLAN)[:3], FAST_STAGES).flagged == (True, True, False)

@@ -94,6 +94,31 @@ def test_scheduler_is_replaced_by_name(stable_diffusion_folder: Path) -> None:
         load_pipeline(stable_diffusion_folder, device="cpu", scheduler="UNet2DConditionModel")
 
 
+def test_sliced_attention_and_compiled_denoiser_draw_the_same_up_to_rounding(
+    stable_diffusion_folder: Path, pipeline: ImagePipeline, tmp_path: Path
+) -> None:
+    plain = pipeline.draw(list(PLAN), FAST).pixels
+    other = load_pipeline(
+        stable_diffusion_folder, device="cpu", attention_slicing=True, compile_backend="eager"
+    )
+    assert other.weight_hash == pipeline.weight_hash
+    compiled = other.pipeline.unet._compiled_call_impl
+    assert compiled is not None
+    assert np.abs(other.draw(list(PLAN), FAST).pixels - plain).max() < 1 / 255
+    image_set = generate(PLAN, other, tmp_path, config=FAST)
+    assert image_set.meta["execution"] == {
+        "batch_size": 8, "device": "cpu", "n_workers": 1,
+        "attention_slicing": True, "compile_backend": "eager",
+    }  # fmt: skip
+
+
+def test_attention_that_cannot_be_sliced_is_an_error() -> None:
+    from bsgal_generate._pipelines import _slice_attention
+
+    with pytest.raises(ValueError, match="SimpleNamespace cannot compute attention in slices"):
+        _slice_attention(SimpleNamespace(components={"transformer": torch.nn.Linear(1, 1)}))
+
+
 def test_dtype_is_given_by_name_and_checked(stable_diffusion_folder: Path) -> None:
     pipeline = load_pipeline(stable_diffusion_folder, device="cpu", dtype="bfloat16")
     assert pipeline.describe()["dtype"] == "bfloat16"

@@ -138,6 +138,7 @@ def facts(**changes: Any) -> PipelineFacts:
         "model": {"id": "stub", "revision": None, "weight_hash": "sha256:0"},
         "versions": {"torch": "2"},
         "device": "cpu",
+        "execution": {},
     }
     return PipelineFacts(**values | changes)
 

@@ -46,6 +46,7 @@ class PipelineFacts:
         model: Id, revision and weight hash.
         versions: Versions of Python and of the libraries.
         device: Where it runs.
+        execution: How it runs, where that may show in rounding.
     """
 
     sampling: dict[str, Any]
@@ -53,6 +54,7 @@ class PipelineFacts:
     model: dict[str, Any]
     versions: dict[str, str]
     device: str
+    execution: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,7 @@ class BatchArtist:
                 **{name: version(name) for name in _LIBRARIES},
             },
             device=pipeline.device,
+            execution=pipeline.execution,
         )
 
     def draw(self, batch: Sequence[Sample]) -> Iterator[list[Drawn]]:

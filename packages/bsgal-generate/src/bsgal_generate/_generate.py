@@ -175,6 +175,7 @@ def _meta(plan: GenerationPlan, facts: PipelineFacts, job: Job, n_workers: int) 
             "batch_size": job.batch_size,
             "device": facts.device,
             "n_workers": n_workers,
+            **facts.execution,
         },
     }
 

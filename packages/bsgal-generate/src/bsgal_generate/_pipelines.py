@@ -15,7 +15,9 @@ import numpy.typing as npt
 import torch
 
 from ._decoder_guard import guarded_decoder
+from ._output import flags_of
 from ._plan import Sample
+from ._two_stage import TwoStagePipeline
 from ._weight_hash import weight_hash
 from .config import SamplingConfig
 from .errors import ModelNotFoundError
@@ -50,6 +52,7 @@ class ImagePipeline:
         revision: Commit or branch the weights came from, or None.
         defaults: Values for `num_inference_steps` and `guidance_scale` that replace those of the
             pipeline's own signature.
+        execution: How it is run, where that may show in rounding, as JSON values for `meta.json`.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class ImagePipeline:
         model_id: str,
         revision: str | None = None,
         defaults: Mapping[str, Any] | None = None,
+        execution: Mapping[str, Any] | None = None,
     ) -> None:
         self.pipeline = pipeline
         self.model_id = model_id
@@ -65,6 +69,7 @@ class ImagePipeline:
         self.weight_hash = weight_hash(pipeline.components)
         self._parameters = inspect.signature(pipeline.__call__).parameters
         self._defaults = dict(defaults or {})
+        self.execution = dict(execution or {})
         pipeline.set_progress_bar_config(disable=True)
 
     @property
@@ -79,12 +84,10 @@ class ImagePipeline:
 
     def describe(self) -> dict[str, Any]:
         """Return class, dtype and scheduler settings as JSON values."""
-        settings = {k: v for k, v in self.pipeline.scheduler.config.items() if k[:1] != "_"}
-        return {
-            "class": type(self.pipeline).__name__,
-            "dtype": str(self.pipeline.dtype).removeprefix("torch."),
-            "scheduler": {"class": self.scheduler_name, **settings},
-        }
+        description = _describe(self.pipeline)
+        if isinstance(self.pipeline, TwoStagePipeline):
+            description["upscaler"] = _describe(self.pipeline.upscaler)
+        return description
 
     def resolve(self, config: SamplingConfig) -> tuple[int, float | None]:
         """Return steps and guidance scale; the pipeline's defaults stand in for None.
@@ -134,11 +137,10 @@ class ImagePipeline:
             arguments["negative_prompt"] = [sample.negative_prompt for sample in samples]
         with guarded_decoder(self.pipeline) as decoded:
             output = self.pipeline(**arguments)
-        flagged = getattr(output, "nsfw_content_detected", None)
         positions = range(len(samples))
         return Drawing(
             pixels=np.asarray(output.images, dtype=np.float32),
-            flagged=tuple(bool(flag) for flag in flagged or [False] * len(samples)),
+            flagged=flags_of(output, len(samples)),
             nonfinite=tuple(i in decoded.nonfinite for i in positions),
             decoded_again=tuple(i in decoded.decoded_again for i in positions),
         )
@@ -199,6 +201,15 @@ class ImagePipeline:
             )
 
 
+def _describe(pipeline: Any) -> dict[str, Any]:
+    settings = {k: v for k, v in pipeline.scheduler.config.items() if k[:1] != "_"}
+    return {
+        "class": type(pipeline).__name__,
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
+        "scheduler": {"class": type(pipeline.scheduler).__name__, **settings},
+    }
+
+
 def tiny_pipeline_path() -> Path:
     """Return the folder of the built-in `tiny` pipeline, in diffusers' layout."""
     return Path(__file__).with_name("tiny")
@@ -211,6 +222,10 @@ def load_pipeline(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     scheduler: str | None = None,
+    upscaler: str | Path | None = None,
+    upscaler_revision: str | None = None,
+    attention_slicing: bool = False,
+    compile_backend: str | None = None,
 ) -> ImagePipeline:
     """Load a text-to-image pipeline.
 
@@ -225,13 +240,18 @@ def load_pipeline(
             elsewhere.
         scheduler: Class name of another diffusers scheduler, for example
             `"DPMSolverMultistepScheduler"`; None keeps the pipeline's own.
+        upscaler: Folder or hub id of the second stage of a two-stage model such as DeepFloyd IF.
+        upscaler_revision: Commit or branch of the upscaler's hub id; allows downloading.
+        attention_slicing: Compute attention in slices: less memory, and less speed.
+        compile_backend: Compile the denoiser with this backend of `torch.compile`, for example
+            `"inductor"`; the first batch of every size then takes minutes.
 
     Returns:
         The pipeline, ready to draw.
 
     Raises:
         ModelNotFoundError: There is no such pipeline here; the message says how to get it.
-        ValueError: Unknown dtype or scheduler.
+        ValueError: Unknown dtype or scheduler, or a pipeline without sliced attention.
     """
     device = torch.device(device or _best_device())
     dtype = _resolve_dtype(dtype, device)
@@ -240,14 +260,45 @@ def load_pipeline(
     pipeline = _from_pretrained(source, name, revision, dtype)
     if scheduler is not None:
         pipeline.scheduler = _scheduler_class(scheduler).from_config(pipeline.scheduler.config)
-    pipeline.to(device)
+    stages = [pipeline]
+    if upscaler is not None:
+        # It works on the embeddings that the base makes; its text encoder would be a second copy.
+        stages.append(
+            _from_pretrained(
+                upscaler, str(upscaler), upscaler_revision, dtype, text_encoder=None, tokenizer=None
+            )
+        )
+        revision = f"{revision} + {upscaler_revision}" if revision or upscaler_revision else None
+        name = f"{name} + {upscaler}"
+    for stage in stages:
+        stage.to(device)
+        if attention_slicing:
+            _slice_attention(stage)
+        if compile_backend is not None:
+            _compile(stage, compile_backend)
     return ImagePipeline(
-        pipeline, name, revision, defaults=_TINY_DEFAULTS if name == TINY else None
+        TwoStagePipeline(*stages) if upscaler is not None else pipeline,
+        name,
+        revision,
+        defaults=_TINY_DEFAULTS if name == TINY else None,
+        execution={"attention_slicing": attention_slicing, "compile_backend": compile_backend},
     )
 
 
+def _slice_attention(pipeline: Any) -> None:
+    if not any(hasattr(part, "set_attention_slice") for part in pipeline.components.values()):
+        raise ValueError(f"{type(pipeline).__name__} cannot compute attention in slices")
+    pipeline.enable_attention_slicing()
+
+
+def _compile(pipeline: Any, backend: str) -> None:
+    denoiser = getattr(pipeline, "unet", None) or pipeline.transformer
+    # In place, so that the names of the weights, and so their hash, stay as they are.
+    denoiser.compile(backend=backend)
+
+
 def _from_pretrained(
-    source: str | Path, name: str, revision: str | None, dtype: torch.dtype
+    source: str | Path, name: str, revision: str | None, dtype: torch.dtype, **parts: None
 ) -> Any:
     import diffusers
 
@@ -275,6 +326,7 @@ def _from_pretrained(
                 local_files_only=offline,
                 use_safetensors=True,
                 **{dtype_argument: dtype},
+                **parts,
             )
     except OSError as error:
         advice = (

@@ -142,7 +142,8 @@ def _verify(options: argparse.Namespace) -> int:
 
     image_set = ImageSet.open(options.image_set)
     if options.model is None:
-        options.model = image_set.meta["model"]["id"]
+        options.model, plus, upscaler = image_set.meta["model"]["id"].partition(" + ")
+        options.upscaler = upscaler if plus else None
     if options.dtype is None:
         options.dtype = image_set.meta["config"]["pipeline"]["dtype"]
     if options.scheduler is None:
@@ -229,6 +230,10 @@ def _loader(options: argparse.Namespace) -> Callable[..., ImagePipeline]:
         revision=options.revision,
         dtype=options.dtype,
         scheduler=options.scheduler,
+        upscaler=options.upscaler,
+        upscaler_revision=options.upscaler_revision,
+        attention_slicing=options.attention_slicing,
+        compile_backend=options.compile,
     )
 
 
@@ -387,6 +392,22 @@ def _add_model_flags(parser: argparse.ArgumentParser, model: str | None) -> None
     )
     parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on a GPU)")
     parser.add_argument("--scheduler", help="class name of another diffusers scheduler")
+    parser.add_argument(
+        "--upscaler", metavar="MODEL", help="second stage of a two-stage model such as DeepFloyd IF"
+    )
+    parser.add_argument(
+        "--upscaler-revision", metavar="REVISION", help="as --revision, for the upscaler"
+    )
+    parser.add_argument(
+        "--attention-slicing", action="store_true", help="less memory for attention, less speed"
+    )
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="inductor",
+        metavar="BACKEND",
+        help="compile the denoiser; minutes for the first batch of every size (backend: inductor)",
+    )
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at a time")
 
 
