@@ -14,6 +14,7 @@ from bsgal_paste import EmptyPoolError, NoCommonCategoryError, PoolFormatError
 from bsgal_train import run
 from bsgal_train.decision_log import read_decisions
 from bsgal_train.errors import AnnotationError, MissingImagesError, UnknownCategoryError
+from bsgal_train.evaluation import PredictionShards
 from bsgal_train.metrics import read_metrics
 from bsgal_train.recipe import Recipe
 from bsgal_train.run import evaluate, train
@@ -135,7 +136,22 @@ def test_a_trained_detector_is_evaluated_alike_later(tiny_recipe: Recipe, tmp_pa
     result = train(tiny_recipe, tmp_path)
 
     assert evaluate(tiny_recipe, str(tmp_path), tmp_path / "again") == result.evaluation
-    assert (tmp_path / "again/predictions.json").is_file()
+    found = PredictionShards(tmp_path / "again/predictions")
+    assert len(found) == len(PredictionShards(tmp_path / "predictions")) > 0
+
+
+def test_results_count_the_validation_images_that_cannot_be_read(
+    tiny_data: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    document = json.loads((tiny_data / "val.json").read_text())
+    (tiny_data / "val/broken.png").write_bytes(b"no image")
+    document["images"][1]["file_name"] = "val/broken.png"
+    path = tmp_path / "val.json"
+    path.write_text(json.dumps(document))
+
+    train(tiny_recipe.override(f"data.val_json={path}", "schedule.n_steps=1"), tmp_path / "run")
+
+    assert json.loads((tmp_path / "run/results.json").read_text())["n_skipped_images"] == 1
 
 
 # Bad input: each is told before the first step, and leaves no checkpoint behind.

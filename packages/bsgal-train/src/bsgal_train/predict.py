@@ -14,7 +14,7 @@ from torch import nn
 from bsgal_train.detector import autocast
 from bsgal_train.recipe import Precision
 
-__all__ = ["predict"]
+__all__ = ["predict", "predict_each"]
 
 
 def predict(
@@ -24,35 +24,46 @@ def predict(
     precision: Precision = "fp32",
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Return every detection in every image.
+    """Return every detection in every image, as `predict_each` gives them."""
+    results: list[dict[str, Any]] = []
+    predict_each(detector, batches, category_ids, results.extend, precision, progress)
+    return results
+
+
+def predict_each(
+    detector: nn.Module,
+    batches: Iterable[Sequence[dict[str, Any]]],
+    category_ids: Sequence[int],
+    write: Callable[[list[dict[str, Any]]], object],
+    precision: Precision = "fp32",
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Hand over the detections of image after image.
 
     Args:
         detector: from `build_detector`; left in the mode it was in.
         batches: lists of detectron2 test inputs with "image", "image_id", "height", "width".
         category_ids: annotation category id of each class index.
+        write: called with each image's detections: dictionaries with image_id, category_id, bbox
+            (xywh, pixels of the original image), score and segmentation (COCO RLE with text
+            counts).
         precision: of convolutions and linear layers.
         progress: called with the number of images done.
-
-    Returns:
-        Dictionaries with image_id, category_id, bbox (xywh, pixels of the original image), score
-        and segmentation (COCO RLE with text counts).
     """
     was_training = detector.training
     detector.eval()
-    results: list[dict[str, Any]] = []
     n_done = 0
     try:
         with torch.no_grad(), autocast(precision):
             for batch in batches:
                 outputs = detector(list(batch))
                 for one, output in zip(batch, outputs, strict=True):
-                    results += _detections(one["image_id"], output["instances"], category_ids)
+                    write(_detections(one["image_id"], output["instances"], category_ids))
                 n_done += len(batch)
                 if progress is not None:
                     progress(n_done)
     finally:
         detector.train(was_training)
-    return results
 
 
 def _detections(image_id: int, instances: Any, category_ids: Sequence[int]) -> list[dict[str, Any]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import statistics
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from bsgal_paste import (
     NormalScale,
     ScaleStatistics,
 )
+from bsgal_train import processes
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.builtin.dataset import ensure_builtin_dataset
 from bsgal_train.data import (
@@ -28,7 +31,6 @@ from bsgal_train.data import (
     RepeatFactorSampler,
     TrainingMapper,
     TrainingSample,
-    build_test_loader,
     build_train_loader,
     compute_repeat_factors,
 )
@@ -39,14 +41,14 @@ from bsgal_train.detector import (
     load_weights,
     save_detector,
 )
-from bsgal_train.evaluation import LvisResult, evaluate_lvis
+from bsgal_train.evaluation import LvisResult
 from bsgal_train.metrics import read_metrics
-from bsgal_train.predict import predict
 from bsgal_train.recipe import DataConfig, Recipe
 from bsgal_train.selection import build_selection
 from bsgal_train.trainer import Progress, Trainer, build_optimizer
+from bsgal_train.validation import validate
 
-__all__ = ["RunResult", "evaluate", "evaluate_detector", "train"]
+__all__ = ["RunResult", "evaluate", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +59,6 @@ _FREE_SETTINGS = (
     "checkpoint.every",
     "checkpoint.keep",
 )
-_TEST_BATCH_SIZE = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +82,7 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
     """Train a recipe in `folder`, or go on where an earlier start of it stopped.
 
     Writes `recipe.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `decisions/`,
-    `detector.safetensors` with `detector.json`, `predictions.json` and `results.json`.
+    `detector.safetensors` with `detector.json`, `predictions/` and `results.json`.
 
     Args:
         recipe: the settings; all of them are checked against the data before the first step.
@@ -127,7 +128,10 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
 
     def evaluate_on_the_way(step: int) -> dict[str, float]:
         assert validation is not None, "only passed on where there are validation annotations"
-        metrics = evaluate_detector(detector, validation, recipe)[0].metrics["segm"]
+        predictions = folder / f"predictions-{step:08d}"
+        metrics = validate(detector, validation, recipe, predictions).result.metrics["segm"]
+        if processes.rank() == 0:
+            shutil.rmtree(predictions)
         values = {name: getattr(metrics, name) for name in ("ap", "apr", "apc", "apf")}
         logger.info("step %d: mask %s", step, values)
         return {f"val/{name}": value for name, value in values.items() if value is not None}
@@ -160,7 +164,7 @@ def evaluate(
         recipe: only its data and detector settings matter; those of a run are in its
             `recipe.json`.
         source: output folder of a run, or `baseline`.
-        folder: where `predictions.json` and `results.json` go; None writes nothing.
+        folder: where `predictions/` and `results.json` go; None writes nothing.
         progress: told after every batch of images.
 
     Raises:
@@ -180,36 +184,12 @@ def evaluate(
             f"the detector in {source} knows other categories than {validation.path}: it was "
             "trained on others; evaluate it on those, or train it on these first"
         )
-    result, predictions = evaluate_detector(detector, validation, recipe, progress=progress)
+    with tempfile.TemporaryDirectory() as scratch:
+        predictions = Path(scratch) if folder is None else folder / "predictions"
+        found = validate(detector, validation, recipe, predictions, progress=progress)
     if folder is not None:
-        _write_json(folder / "predictions.json", predictions)
-        _write_json(folder / "results.json", {"evaluation": result.to_dict()})
-    return result
-
-
-def evaluate_detector(
-    detector: nn.Module,
-    annotations: LvisAnnotations,
-    recipe: Recipe,
-    *,
-    progress: Progress | None = None,
-) -> tuple[LvisResult, list[dict[str, Any]]]:
-    """Predict on every image of `annotations`; return the LVIS result and the predictions."""
-    loader = build_test_loader(
-        annotations,
-        image_px=recipe.detector.image_px,
-        image_short_px=recipe.detector.image_short_px,
-        batch_size=_TEST_BATCH_SIZE,
-        n_workers=recipe.data.n_workers,
-    )
-    predictions = predict(
-        detector,
-        loader,
-        [category.category_id for category in annotations.categories],
-        recipe.detector.precision,
-        None if progress is None else lambda done: progress(done, loader.n_images, "predicting"),
-    )
-    return evaluate_lvis(annotations.path, predictions), predictions
+        _write_json(folder / "results.json", found.to_dict())
+    return found.result
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -315,10 +295,9 @@ def _finish(
 ) -> RunResult:
     """Write the trained detector, evaluate it, and sum the run up."""
     save_detector(folder, detector, recipe.detector, [c.name for c in annotations.categories])
-    evaluation = None
+    found = None
     if validation is not None:
-        evaluation, predictions = evaluate_detector(detector, validation, recipe)
-        _write_json(folder / "predictions.json", predictions)
+        found = validate(detector, validation, recipe, folder / "predictions")
     rows = read_metrics(folder / "metrics.jsonl")
     step_s = statistics.median(row["step_s"] for row in rows if "step_s" in row)
     shares = read_decisions(folder / "decisions").column("accepted_share").to_pylist()
@@ -327,11 +306,14 @@ def _finish(
         "n_steps": recipe.schedule.n_steps,
         "step_s": step_s,
         "accepted_share": accepted_share,
-        "evaluation": None if evaluation is None else evaluation.to_dict(),
+        **({"evaluation": None} if found is None else found.to_dict()),
     }
     _write_json(folder / "results.json", summary)
     return RunResult(
-        folder=folder, evaluation=evaluation, step_s=step_s, accepted_share=accepted_share
+        folder=folder,
+        evaluation=None if found is None else found.result,
+        step_s=step_s,
+        accepted_share=accepted_share,
     )
 
 

@@ -116,6 +116,8 @@ def build_test_loader(
     image_short_px: int = 0,
     batch_size: int = 1,
     n_workers: int = 0,
+    process: int = 0,
+    n_processes: int = 1,
 ) -> TestLoader:
     """Build the loader of an evaluation, over all images in the file's order.
 
@@ -127,14 +129,13 @@ def build_test_loader(
             `image_px`; 0: only `image_px` counts.
         batch_size: Images per list.
         n_workers: Loader processes; 0 loads in this process.
+        process: Number of this process, where several share the images.
+        n_processes: How many there are; each gets every so many-th image.
     """
-    n_images = len(annotations.images)
-    batches = [
-        list(range(start, min(start + batch_size, n_images)))
-        for start in range(0, n_images, batch_size)
-    ]
+    own = range(process, len(annotations.images), n_processes)
+    batches = [list(own[start : start + batch_size]) for start in range(0, len(own), batch_size)]
     images = _TestSet(annotations, image_px, image_short_px)
-    return TestLoader(_data_loader(images, batches, n_workers), n_images)
+    return TestLoader(_data_loader(images, batches, n_workers), len(own))
 
 
 def _count(skipped: Counter[str], message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bsgal_train.evaluation.evaluate import evaluate_lvis
 from bsgal_train.evaluation.protocol import FIXED_AP, LVIS, Protocol
 from bsgal_train.evaluation.result import CategoryResult, LvisMetrics, LvisResult
+from bsgal_train.evaluation.shards import PredictionShards, PredictionWriter
 from bsgal_train.evaluation.tables import category_table, summary_table
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "CategoryResult",
     "LvisMetrics",
     "LvisResult",
+    "PredictionShards",
+    "PredictionWriter",
     "Protocol",
     "category_table",
     "evaluate_lvis",

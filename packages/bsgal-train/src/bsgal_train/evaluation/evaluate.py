@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsgal_train.annotations import Frequency
+from bsgal_train.evaluation.columns import Prediction, PredictionColumns, check_columns
 from bsgal_train.evaluation.ground_truth import EvaluatedCategory, GroundTruth
 from bsgal_train.evaluation.matching import (
     AREA_LABELS,
@@ -19,9 +19,9 @@ from bsgal_train.evaluation.matching import (
     PrecisionRecall,
     precision_recall,
 )
-from bsgal_train.evaluation.predictions import check_predictions
-from bsgal_train.evaluation.protocol import LVIS, Prediction, Protocol
+from bsgal_train.evaluation.protocol import LVIS, Protocol
 from bsgal_train.evaluation.result import CategoryResult, LvisMetrics, LvisResult
+from bsgal_train.evaluation.shards import PredictionShards
 
 __all__ = ["evaluate_lvis"]
 
@@ -30,7 +30,7 @@ _AT_50, _AT_75 = (int(np.argmin(abs(IOU_THRESHOLDS - threshold))) for threshold 
 
 def evaluate_lvis(
     annotations: str | Path | Mapping[str, Any],
-    predictions: Sequence[Prediction],
+    predictions: Sequence[Prediction] | PredictionShards,
     iou_types: Sequence[IouType] = ("bbox", "segm"),
     max_detections: int | None = None,
     protocol: Protocol = LVIS,
@@ -46,7 +46,8 @@ def evaluate_lvis(
         annotations: An LVIS v1 annotation file: its path, or the object it holds.
         predictions: Mappings with `image_id`, `category_id`, `score`, for boxes `bbox` (x, y,
             width, height in pixels), for masks `segmentation` (COCO run-length encoding). Not
-            changed.
+            changed. Or the shards of a run, which are read a few categories at a time: memory
+            follows the largest category, not their number.
         iou_types: What to compare, `bbox` and `segm`.
         max_detections: Replaces the protocol's limit.
         protocol: Which predictions count: `LVIS`, or `FIXED_AP`.
@@ -65,28 +66,36 @@ def evaluate_lvis(
     if max_detections is not None:
         protocol = Protocol(name=protocol.name, max_detections=max_detections, per=protocol.per)
     truth = GroundTruth.load(annotations)
-    check_predictions(predictions, truth, iou_types)
-    kept = protocol.keep(predictions)
-    judged: defaultdict[int, list[Prediction]] = defaultdict(list)
-    for prediction in kept:
-        if (prediction["image_id"], prediction["category_id"]) in truth.judged:
-            judged[prediction["category_id"]].append(prediction)
+    if isinstance(predictions, PredictionShards):
+        n_over_limit, parts = _parts_of_shards(predictions, truth, iou_types, protocol)
+    else:
+        n_over_limit, parts = _parts_of_list(predictions, truth, iou_types, protocol)
     categories = list(truth.categories.values())
+    found: dict[IouType, dict[int, PrecisionRecall]] = {iou_type: {} for iou_type in iou_types}
+    n_judged = dict.fromkeys(truth.categories, 0)
+    nothing = PredictionColumns.from_predictions([], iou_types)
+    for part in parts:
+        for category_id, own in _by_category(part):
+            n_judged[category_id] = len(own)
+            for iou_type in iou_types:
+                found[iou_type][category_id] = precision_recall(
+                    truth, truth.categories[category_id], own, iou_type
+                )
     curves = {
         iou_type: [
-            precision_recall(truth, category, judged[category.category_id], iou_type)
+            found[iou_type].get(category.category_id)
+            or precision_recall(truth, category, nothing, iou_type)
             for category in categories
         ]
         for iou_type in iou_types
     }
-    n_judged = {category.category_id: len(judged[category.category_id]) for category in categories}
     return LvisResult(
         protocol=protocol,
         n_images=len(truth.images),
         n_instances=sum(len(category.annotations) for category in categories),
         n_predictions=len(predictions),
-        n_over_limit=len(predictions) - len(kept),
-        n_unjudged=len(kept) - sum(n_judged.values()),
+        n_over_limit=n_over_limit,
+        n_unjudged=len(predictions) - n_over_limit - sum(n_judged.values()),
         metrics={
             iou_type: _metrics(categories, list(n_judged.values()), curves[iou_type])
             for iou_type in iou_types
@@ -100,6 +109,50 @@ def evaluate_lvis(
             for index, category in enumerate(categories)
         ),
     )
+
+
+def _parts_of_list(
+    predictions: Sequence[Prediction],
+    truth: GroundTruth,
+    iou_types: Sequence[IouType],
+    protocol: Protocol,
+) -> tuple[int, Iterator[PredictionColumns]]:
+    """Return how many are over the limit, and the rest as far as it is judged, as one part."""
+    columns = PredictionColumns.from_predictions(predictions, iou_types)
+    check_columns(columns, truth, "predictions[{}]")
+    kept = protocol.kept(columns.image_id, columns.category_id, columns.score)
+    judged = truth.is_judged(columns.image_id, columns.category_id)
+    return int((~kept).sum()), iter([columns.take(np.flatnonzero(kept & judged))])
+
+
+def _parts_of_shards(
+    shards: PredictionShards,
+    truth: GroundTruth,
+    iou_types: Sequence[IouType],
+    protocol: Protocol,
+) -> tuple[int, Iterator[PredictionColumns]]:
+    """The same with one part for each bucket, which holds all of its categories."""
+    positions, heads = shards.heads()
+    check_columns(heads, truth, f"prediction {{}} in {shards.folder}")
+    kept = protocol.kept(heads.image_id, heads.category_id, heads.score)
+    counts = kept & truth.is_judged(heads.image_id, heads.category_id)
+
+    def parts() -> Iterator[PredictionColumns]:
+        for number, own in enumerate(positions):
+            bucket = shards.bucket(number, iou_types)
+            check_columns(bucket, truth, f"prediction {{}} of bucket {number} in {shards.folder}")
+            yield bucket.take(np.flatnonzero(counts[own]))
+
+    return int((~kept).sum()), parts()
+
+
+def _by_category(columns: PredictionColumns) -> Iterator[tuple[int, PredictionColumns]]:
+    """Yield each category's predictions, in their order."""
+    order = np.argsort(columns.category_id, kind="stable")
+    ids, starts = np.unique(columns.category_id[order], return_index=True)
+    bounds = [*starts.tolist(), len(order)]
+    for position, category_id in enumerate(ids.tolist()):
+        yield category_id, columns.take(order[bounds[position] : bounds[position + 1]])
 
 
 def _metrics(

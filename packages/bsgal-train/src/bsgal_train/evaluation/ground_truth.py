@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from bsgal_train.annotations import Frequency, read_lvis_json
 from bsgal_train.errors import AnnotationFormatError
@@ -35,8 +38,14 @@ class GroundTruth:
     """Image entries by id."""
     categories: Mapping[int, EvaluatedCategory]
     """By id, in ascending order."""
-    judged: frozenset[tuple[int, int]]
-    """Pairs (image id, category id) for which the file says whether the category is there."""
+    image_ids: npt.NDArray[np.int64]
+    """Ids of the images, ascending."""
+    category_ids: npt.NDArray[np.int64]
+    """Ids of the categories, ascending."""
+    judged_pairs: npt.NDArray[np.int64]
+    """Pairs (image, category) for which the file says whether the category is there: position of
+    the image in `image_ids` times the number of categories, plus position of the category;
+    ascending."""
 
     @classmethod
     def load(cls, annotations: str | Path | Mapping[str, Any]) -> GroundTruth:
@@ -80,7 +89,42 @@ class GroundTruth:
             )
             for category in sorted(document["categories"], key=lambda item: item["id"])
         }
-        return cls(images=images, categories=categories, judged=frozenset(judged))
+        image_ids = np.array(sorted(images), dtype=np.int64)
+        category_ids = np.array(list(categories), dtype=np.int64)
+        truth = cls(
+            images=images,
+            categories=categories,
+            image_ids=image_ids,
+            category_ids=category_ids,
+            judged_pairs=np.zeros(0, dtype=np.int64),
+        )
+        # Absent categories may be listed that the file does not define; nobody can predict them.
+        pairs = np.array(
+            [pair for pair in judged if pair[1] in categories], dtype=np.int64
+        ).reshape(-1, 2)
+        keys = np.unique(truth._pairs(pairs[:, 0], pairs[:, 1]))
+        return replace(truth, judged_pairs=keys)
+
+    def is_judged(
+        self, image_id: npt.NDArray[np.int64], category_id: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.bool_]:
+        """Say for which pairs of known ids (N,) it is known whether the category is there."""
+        return np.isin(self._pairs(image_id, category_id), self.judged_pairs)
+
+    def image_hw_of(self, image_id: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Give height and width (N, 2) of images by their known ids (N,)."""
+        found, inverse = np.unique(image_id, return_inverse=True)
+        images = [self.images[one] for one in found.tolist()]
+        sizes = np.array([(one["height"], one["width"]) for one in images], dtype=np.int64)
+        return sizes.reshape(-1, 2)[inverse]
+
+    def _pairs(
+        self, image_id: npt.NDArray[np.int64], category_id: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.int64]:
+        image = np.searchsorted(self.image_ids, image_id)
+        category = np.searchsorted(self.category_ids, category_id)
+        pairs: npt.NDArray[np.int64] = image * len(self.category_ids) + category
+        return pairs
 
 
 def _stated_lists(image: Mapping[str, Any], where: str) -> Mapping[str, Any]:

@@ -6,6 +6,7 @@ memory at a time.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from faster_coco_eval.core.coco import COCO
 from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 from numpy.typing import NDArray
 
+from bsgal_train.evaluation.columns import PredictionColumns
 from bsgal_train.evaluation.ground_truth import EvaluatedCategory, GroundTruth
-from bsgal_train.evaluation.protocol import Prediction
 
 __all__ = ["AREA_LABELS", "IOU_THRESHOLDS", "IouType", "PrecisionRecall", "precision_recall"]
 
@@ -50,7 +51,7 @@ _UNDEFINED = PrecisionRecall(
 def precision_recall(
     truth: GroundTruth,
     category: EvaluatedCategory,
-    predictions: Sequence[Prediction],
+    predictions: PredictionColumns,
     iou_type: IouType,
 ) -> PrecisionRecall:
     """Match a category's predictions with its objects.
@@ -63,15 +64,18 @@ def precision_recall(
     """
     if not category.annotations:
         return _UNDEFINED
-    image_ids = {item["image_id"] for item in (*category.annotations, *predictions)}
+    image_ids = {item["image_id"] for item in category.annotations}
+    image_ids.update(predictions.image_id.tolist())
     images = [truth.images[image_id] for image_id in sorted(image_ids)]
     evaluator = COCOeval_faster(
         _index(images, category, _copies_of_annotations(category.annotations)),
-        _index(images, category, _copies_of_predictions(predictions, iou_type)),
+        _index(images, category, _detections(category, predictions, iou_type)),
         iouType=iou_type,
         lvis_style=True,
         print_function=_logger.debug,
     )
+    # A pool of threads for each category would cost more than the overlaps of most.
+    evaluator.rle_iou_max_workers = 1
     # All predictions count here; the protocol has set its limit before.
     evaluator.params.maxDets = [max(1, len(predictions))]
     evaluator.evaluate()
@@ -80,6 +84,12 @@ def precision_recall(
     precision = np.asarray(evaluator.eval["precision"], dtype=np.float64)[:, :, 0, :, 0]
     recall = np.asarray(evaluator.eval["recall"], dtype=np.float64)[:, 0, :, 0]
     return PrecisionRecall(precision, recall)
+
+
+@functools.cache
+def _empty_mask(height: int, width: int) -> dict[str, Any]:
+    mask: dict[str, Any] = coco_mask.encode(np.zeros((height, width), dtype=np.uint8, order="F"))
+    return mask
 
 
 def _index(
@@ -106,24 +116,54 @@ def _copies_of_annotations(annotations: Sequence[Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _copies_of_predictions(
-    predictions: Sequence[Prediction], iou_type: IouType
+def _detections(
+    category: EvaluatedCategory, predictions: PredictionColumns, iou_type: IouType
 ) -> list[dict[str, Any]]:
-    """Copy what matching needs of the predictions that have an area.
+    """List the predictions that have an area, as faster-coco-eval reads them.
 
     LVIS's own evaluation leaves out empty boxes and masks too, instead of counting them as wrong.
     """
-    copies = []
-    for number, prediction in enumerate(predictions, start=1):
-        copy: dict[str, Any] = {"id": number, "iscrowd": 0}
-        copy |= {field: prediction[field] for field in ("image_id", "category_id", "score")}
-        # The area, by which sizes are told apart, is that of what is compared.
-        if iou_type == "bbox":
-            copy["bbox"] = prediction["bbox"]
-            copy["area"] = prediction["bbox"][2] * prediction["bbox"][3]
-        else:
-            copy["segmentation"] = prediction["segmentation"]
-            copy["area"] = float(coco_mask.area(prediction["segmentation"]))
-        if copy["area"] > 0:
-            copies.append(copy)
-    return copies
+    # The area, by which sizes are told apart, is that of what is compared.
+    if iou_type == "bbox":
+        assert predictions.bbox_xywh is not None, "collected for this IoU type"
+        field, regions = "bbox", predictions.bbox_xywh.tolist()
+        areas = (predictions.bbox_xywh[:, 2] * predictions.bbox_xywh[:, 3]).tolist()
+    else:
+        assert predictions.mask_hw is not None, "collected for this IoU type"
+        assert predictions.mask_counts is not None
+        field = "segmentation"
+        regions = [
+            {"size": size, "counts": counts}
+            for size, counts in zip(
+                predictions.mask_hw.tolist(), predictions.mask_counts, strict=True
+            )
+        ]
+        areas = np.asarray(coco_mask.area(regions), dtype=np.float64).tolist() if regions else []
+        # Where nothing is to be found, a mask is compared with nothing: decoding it would take
+        # most of the time.
+        images = {annotation["image_id"] for annotation in category.annotations}
+        is_compared = np.isin(predictions.image_id, list(images))
+        for position in np.flatnonzero(~is_compared).tolist():
+            regions[position] = _empty_mask(*regions[position]["size"])
+    return [
+        {
+            "id": number,
+            "iscrowd": 0,
+            "image_id": image_id,
+            "category_id": category.category_id,
+            "score": score,
+            "area": area,
+            field: region,
+        }
+        for number, (image_id, score, area, region) in enumerate(
+            zip(
+                predictions.image_id.tolist(),
+                predictions.score.tolist(),
+                areas,
+                regions,
+                strict=True,
+            ),
+            start=1,
+        )
+        if area > 0
+    ]

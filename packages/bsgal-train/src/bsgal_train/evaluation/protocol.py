@@ -5,14 +5,13 @@ The two give different numbers for the same predictions, so every result names i
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-__all__ = ["FIXED_AP", "LVIS", "Prediction", "Protocol"]
+import numpy as np
+import numpy.typing as npt
 
-Prediction = Mapping[str, Any]
+__all__ = ["FIXED_AP", "LVIS", "Protocol"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,19 +33,28 @@ class Protocol:
         """Name the protocol with its limit."""
         return f"{self.name} ({self.max_detections} detections per {self.per})"
 
-    def keep(self, predictions: Iterable[Prediction]) -> list[Prediction]:
-        """Return the predictions that count.
+    def kept(
+        self,
+        image_id: npt.NDArray[np.int64],
+        category_id: npt.NDArray[np.int64],
+        score: npt.NDArray[np.float64],
+    ) -> npt.NDArray[np.bool_]:
+        """Say which of N predictions count.
 
         Of predictions with equal scores the earlier one is preferred.
+
+        Args:
+            image_id: (N,).
+            category_id: (N,).
+            score: (N,).
         """
-        groups: defaultdict[int, list[Prediction]] = defaultdict(list)
-        for prediction in predictions:
-            groups[prediction[f"{self.per}_id"]].append(prediction)
-        kept: list[Prediction] = []
-        for group in groups.values():
-            if len(group) > self.max_detections:
-                group.sort(key=lambda prediction: -prediction["score"])
-            kept += group[: self.max_detections]
+        group = image_id if self.per == "image" else category_id
+        order = np.lexsort((-score, group))
+        starts = np.flatnonzero(np.diff(group[order], prepend=np.nan) != 0)
+        lengths = np.diff(starts, append=len(order))
+        rank = np.arange(len(order)) - np.repeat(starts, lengths)
+        kept = np.zeros(len(order), dtype=np.bool_)
+        kept[order[rank < self.max_detections]] = True
         return kept
 
 

@@ -1,0 +1,93 @@
+"""Predict on the images of an annotation file, in one or several processes, and evaluate."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bsgal_train import processes
+from bsgal_train.annotations import LvisAnnotations
+from bsgal_train.data import build_test_loader
+from bsgal_train.evaluation import LvisResult, PredictionShards, PredictionWriter, evaluate_lvis
+from bsgal_train.predict import predict_each
+from bsgal_train.recipe import Recipe
+
+__all__ = ["Validation", "validate"]
+
+logger = logging.getLogger(__name__)
+
+_BATCH_SIZE = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Validation:
+    """What came of predicting on validation images.
+
+    Attributes:
+        result: LVIS numbers, the same object in every process.
+        n_skipped_images: images that could not be read; their objects count as not found.
+    """
+
+    result: LvisResult
+    n_skipped_images: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the entries of `results.json`."""
+        return {
+            "evaluation": self.result.to_dict(),
+            "n_skipped_images": self.n_skipped_images,
+        }
+
+
+def validate(
+    detector: nn.Module,
+    annotations: LvisAnnotations,
+    recipe: Recipe,
+    folder: Path,
+    *,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Validation:
+    """Predict on every image and evaluate.
+
+    Every process predicts on its share of the images and writes a shard; nothing is gathered but
+    the result, which the first process computes.
+
+    Args:
+        detector: from `build_detector`; left in the mode it was in.
+        annotations: the images and what is in them.
+        recipe: its detector and loader settings count.
+        folder: where the shards go, seen by all processes (`PredictionShards` reads them).
+        progress: told after every batch of this process: images done, in all, and a text.
+    """
+    rank, n_processes = processes.rank(), processes.n_processes()
+    loader = build_test_loader(
+        annotations,
+        image_px=recipe.detector.image_px,
+        image_short_px=recipe.detector.image_short_px,
+        batch_size=_BATCH_SIZE,
+        n_workers=recipe.data.n_workers,
+        process=rank,
+        n_processes=n_processes,
+    )
+    with PredictionWriter(folder, rank, n_processes) as writer:
+        predict_each(
+            detector,
+            loader,
+            [category.category_id for category in annotations.categories],
+            writer.add,
+            recipe.detector.precision,
+            None
+            if progress is None
+            else lambda done: progress(done, loader.n_images, "predicting"),
+        )
+    n_skipped = int(processes.total(sum(loader.skipped.values())))
+    if n_skipped:
+        logger.warning("%d validation images could not be read and count as empty", n_skipped)
+    own = [evaluate_lvis(annotations.path, PredictionShards(folder))] if rank == 0 else []
+    (result,) = processes.gather(own)[0]
+    return Validation(result=result, n_skipped_images=n_skipped)
