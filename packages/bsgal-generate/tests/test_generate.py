@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -256,6 +257,25 @@ def test_bad_batch_size_is_refused(
         generate(make_plan(), make_stub()[0], tmp_path, batch_size=0)
 
 
+def test_memory_does_not_grow_with_the_number_of_batches(
+    make_stub: MakeStub, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    traced: list[int] = []
+    config = SamplingConfig(height=64, width=64)
+    plan = make_plan(n_categories=4, images_per_category=100)
+    tracemalloc.start()
+    try:
+        generate(
+            plan, make_stub()[0], tmp_path, config=config, batch_size=4,
+            progress=lambda _: traced.append(tracemalloc.get_traced_memory()[0]),
+        )  # fmt: skip
+    finally:
+        tracemalloc.stop()
+    assert len(traced) == 101
+    # One kept image of every batch from the 20th to the 100th would be 980 kB as 8-bit pixels.
+    assert traced[100] - traced[20] < 200_000
+
+
 def test_meta_names_model_versions_and_config(
     make_stub: MakeStub, make_plan: MakePlan, tmp_path: Path
 ) -> None:
@@ -267,4 +287,7 @@ def test_meta_names_model_versions_and_config(
     assert meta["model"]["weight_hash"].startswith("sha256:")
     assert {"torch", "diffusers", "transformers", "bsgal-generate"} <= meta["versions"].keys()
     assert meta["config"]["pipeline"]["class"] == "StubPipeline"
+    assert meta["config"]["pipeline"]["dtype"] == "float32"
+    assert meta["config"]["pipeline"]["scheduler"]["class"] == "SimpleNamespace"
+    assert meta["execution"] == {"batch_size": 8, "device": "cpu", "n_workers": 1}
     assert meta["config"]["plan"] == make_plan().describe()

@@ -66,6 +66,30 @@ def test_no_temporary_files_are_left(root: Path) -> None:
     assert not list(root.rglob("*.partial"))
 
 
+def test_image_beyond_the_limit_is_not_decoded(root: Path) -> None:
+    image_set = ImageSet.open(root)
+    assert image_set.read_image(image_set.rows[0], max_image_px=20).shape == (4, 5, 3)
+    with pytest.raises(ImageSetError, match="has 5 x 4 pixels, more than the limit of 19"):
+        image_set.read_image(image_set.rows[0], max_image_px=19)
+
+
+def test_file_that_is_no_png_is_named_though_its_hash_is_right(tmp_path: Path) -> None:
+    with ImageSetWriter(tmp_path, META) as writer:
+        writer.add(ROW, b"GIF89a")
+    image_set = ImageSet.open(tmp_path)
+    with pytest.raises(ImageSetError, match=r"sample 3-single-00000: .*00000\.png is no PNG"):
+        image_set.read_image(image_set.rows[0])
+
+
+def test_link_out_of_the_set_is_not_followed(root: Path, tmp_path: Path) -> None:
+    image_set = ImageSet.open(root)
+    file = root / str(image_set.rows[0].file)
+    outside = file.rename(tmp_path / "outside.png")
+    file.symlink_to(outside)
+    with pytest.raises(ImageSetError, match="is a link out of the set's folder"):
+        image_set.read_image(image_set.rows[0])
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such lock on Windows")
 def test_second_writer_is_refused_until_the_first_is_done(root: Path) -> None:
     with ImageSetWriter(root, META):

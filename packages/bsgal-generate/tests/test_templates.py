@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from bsgal_generate import TEMPLATES, Category, GenerationPlan, PromptTemplate
 from bsgal_generate._templates import fill_for_all
+from bsgal_generate.cli import main
 from bsgal_generate.errors import PromptError
 
 FISH = Category(907, "salmon_(fish)", definition="a large food fish")
@@ -95,6 +97,24 @@ def test_all_lvis_categories_have_prompts_and_path_safe_ids_of_their_own(
     assert len({sample.sample_id for sample in samples}) == len(samples)
     assert len({sample.seed for sample in samples}) == len(samples)
     assert all(re.fullmatch(r"[a-z0-9_-]+", sample.sample_id) for sample in samples)
+
+
+def test_command_plans_all_lvis_categories(
+    lvis_categories: tuple[Category, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotations = tmp_path / "lvis.json"
+    entries = [
+        {"id": c.category_id, "name": c.name, "synonyms": c.synonyms, "def": c.definition}
+        for c in lvis_categories
+    ]
+    annotations.write_text(json.dumps({"images": [], "annotations": [], "categories": entries}))
+    command = ["plan", "--categories", str(annotations), "--images-per-category", "2"]
+    assert main([*command, "--template", "divergen", "--list"]) == 0
+    samples = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len({sample["sample_id"] for sample in samples}) == 2 * 1203
+    assert {sample["category_id"] for sample in samples} == {c.category_id for c in lvis_categories}
+    assert main(command) == 0
+    assert "2406 images of 1203 categories, 1203 prompts" in capsys.readouterr().out
 
 
 def test_lvis_salmon_stays_two_things(lvis_categories: tuple[Category, ...]) -> None:

@@ -12,6 +12,7 @@ from ._image_set import ImageRow, ImageSet
 from ._kept_target import Round, next_round
 from ._plan import GenerationPlan, Sample, derive_seed
 from ._prompt_files import load_prompts
+from ._scenes import SCENE_PROMPTS, scene_plan
 from ._templates import TEMPLATES, PromptTemplate
 from .config import SamplingConfig
 from .progress import GenerationProgress
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __version__ = version("bsgal-generate")
 
 __all__ = [
+    "SCENE_PROMPTS",
     "TEMPLATES",
     "Category",
     "CategoryFunnel",
@@ -48,6 +50,7 @@ __all__ = [
     "load_pipeline",
     "load_prompts",
     "next_round",
+    "scene_plan",
     "tiny_pipeline_path",
     "verify",
 ]

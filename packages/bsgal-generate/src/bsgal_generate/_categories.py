@@ -6,8 +6,11 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .errors import CategoryFileError
+
+_SCENE_NAME = "scene"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,8 @@ class Category:
     definition: str = ""
 
     def __post_init__(self) -> None:
-        if type(self.category_id) is not int or self.category_id < 1:
+        least = 0 if self.name == _SCENE_NAME else 1
+        if type(self.category_id) is not int or self.category_id < least:
             raise ValueError(
                 f"`category_id` must be an int of at least 1, got {self.category_id!r}"
             )
@@ -45,6 +49,15 @@ class Category:
     def noun(self) -> str:
         """The readable name without the sense: `"salmon"`."""
         return self.readable_name.partition("(")[0].strip() or self.readable_name
+
+
+SCENE = Category(0, _SCENE_NAME)
+"""Stands for images that show no object of the data set; id 0 is free for it."""
+
+
+def kind_of(category_id: int) -> Literal["object", "scene"]:
+    """Return what images with this category id show."""
+    return "scene" if category_id == SCENE.category_id else "object"
 
 
 def load_categories(path: str | Path) -> tuple[Category, ...]:

@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from ._categories import kind_of
 from ._jsonl import JsonlAppender, read_jsonl, write_atomically
 from ._meta import META_NAME, check_unchanged, read_meta, with_schema, write_meta
 from .errors import ImageSetError
 
 MANIFEST_NAME = "manifest.jsonl"
+MAX_IMAGE_PX = 1 << 26
 
 Status = Literal["ok", "flagged", "blank", "nonfinite", "failed"]
 
@@ -29,7 +31,7 @@ class ImageRow:
 
     Attributes:
         sample_id: Unique in the set; of several rows with the same id the last one counts.
-        category_id: The category's id.
+        category_id: The category's id; 0 for a scene.
         category_name: The category's name as the data set spells it.
         prompt_id: Which template or prompt line was used.
         prompt: The text given to the pipeline.
@@ -67,6 +69,11 @@ class ImageRow:
     sha256: str | None
     status: Status
     reason: str | None
+
+    @property
+    def kind(self) -> Literal["object", "scene"]:
+        """What the image shows: an object of the category, or a scene without one."""
+        return kind_of(self.category_id)
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> ImageRow:
@@ -144,15 +151,24 @@ class ImageSet:
     def __iter__(self) -> Iterator[ImageRow]:
         return iter(self.rows)
 
-    def read_image(self, row: ImageRow) -> npt.NDArray[np.uint8]:
+    def read_image(
+        self, row: ImageRow, *, max_image_px: int = MAX_IMAGE_PX
+    ) -> npt.NDArray[np.uint8]:
         """Return a row's image as uint8 RGB of shape (H, W, 3).
 
+        Args:
+            row: The row.
+            max_image_px: Most pixels the image may have; a larger one is not decoded.
+
         Raises:
-            ImageSetError: The row has no image, or its file is missing or damaged.
+            ImageSetError: The row has no image, or its file is missing, damaged, too large, or a
+                link out of the set's folder.
         """
         if row.file is None:
             raise ImageSetError(f"sample {row.sample_id} has no image: it is {row.status}")
         path = self.root / row.file
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise ImageSetError(f"sample {row.sample_id}: {path} is a link out of the set's folder")
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -162,8 +178,18 @@ class ImageSet:
                 f"sample {row.sample_id}: {path} is damaged (its hash is not the manifest's); run "
                 "the generation again to redraw it"
             )
-        with Image.open(io.BytesIO(content)) as image:
-            return np.asarray(image.convert("RGB"))
+        try:
+            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+                # Only the header has been read so far.
+                if image.width * image.height > max_image_px:
+                    raise ImageSetError(
+                        f"sample {row.sample_id}: {path} has {image.width} x {image.height} "
+                        f"pixels, more than the limit of {max_image_px}; raise `max_image_px` if "
+                        "that is right"
+                    )
+                return np.asarray(image.convert("RGB"))
+        except (OSError, SyntaxError) as error:
+            raise ImageSetError(f"sample {row.sample_id}: {path} is no PNG: {error}") from error
 
     def has_file(self, row: ImageRow) -> bool:
         """Return whether a row's file is there and has the bytes that were recorded."""

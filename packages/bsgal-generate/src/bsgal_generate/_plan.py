@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
-from ._categories import Category, check_categories
+from ._categories import Category, check_categories, kind_of
 from ._prompt_files import check_prompts, prompt_id_of
 from ._templates import TEMPLATES, PromptTemplate, fill_for_all
 from .errors import PromptError
@@ -49,6 +49,11 @@ class Sample:
     negative_prompt: str | None
     seed: int
     attempt: int = 0
+
+    @property
+    def kind(self) -> Literal["object", "scene"]:
+        """What the image shows: an object of the category, or a scene without one."""
+        return kind_of(self.category_id)
 
     def redrawn(self, attempt: int) -> Sample:
         """Return the same sample for a further attempt, with the seed of that attempt.

@@ -37,17 +37,26 @@ def load_prompts(folder: str | Path, categories: Sequence[Category]) -> dict[int
                 f"{path}: the file's name must be the id of one of the plan's categories, as in "
                 f"{min(known)}.txt"
             )
-        try:
-            lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise PromptError(f"{path} cannot be read: {error}") from error
-        kept = tuple(line for line in lines if line and not line.startswith("#"))
-        if not kept:
-            raise PromptError(f"{path} holds no prompt")
-        prompts[int(path.stem)] = kept
+        prompts[int(path.stem)] = read_prompt_file(path)
     if not prompts:
         raise PromptError(f"{folder} holds no prompt file; they are named <category_id>.txt")
     return prompts
+
+
+def read_prompt_file(path: Path) -> tuple[str, ...]:
+    """Return the prompts of one file, one a line, without blank lines and comments.
+
+    Raises:
+        PromptError: The file cannot be read or holds no prompt.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise PromptError(f"{path} cannot be read: {error}") from error
+    kept = tuple(line for line in lines if line and not line.startswith("#"))
+    if not kept:
+        raise PromptError(f"{path} holds no prompt")
+    return kept
 
 
 def prompt_id_of(prompt: str) -> str:

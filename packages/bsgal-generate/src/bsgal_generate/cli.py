@@ -19,7 +19,8 @@ from ._image_set import ImageSet
 from ._kept_target import next_round
 from ._meta import META_NAME
 from ._plan import GenerationPlan
-from ._prompt_files import load_prompts
+from ._prompt_files import load_prompts, read_prompt_file
+from ._scenes import SCENE_PROMPTS, scene_plan
 from ._templates import TEMPLATES, PromptTemplate
 from .config import SamplingConfig
 from .errors import PromptError
@@ -28,6 +29,9 @@ from .progress import TextProgress, format_duration
 if TYPE_CHECKING:
     from ._pipelines import ImagePipeline
     from ._workers import Workers
+
+
+_BUILT_IN = "built-in"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -69,8 +73,8 @@ def _round(options: argparse.Namespace) -> GenerationPlan:
     together = (options.kept_target, options.pool)
     if together == (None, None):
         return _plan(options)
-    if None in together:
-        raise ValueError("--kept-target and --pool are given together")
+    if None in together or options.scenes:
+        raise ValueError("--kept-target and --pool are given together, and with --categories")
     if options.images_per_category is None:
         options.images_per_category = options.kept_target
     planned = next_round(
@@ -179,6 +183,16 @@ def _funnel(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace) -> GenerationPlan:
     if options.images_per_category is None:
         raise ValueError("give --images-per-category, or --kept-target with --pool")
+    if options.scenes is not None:
+        if options.template or options.prompts:
+            raise ValueError("--template and --prompts are for categories; give --scenes a file")
+        builtin = options.scenes == _BUILT_IN
+        return scene_plan(
+            options.images_per_category,
+            prompts=SCENE_PROMPTS if builtin else read_prompt_file(Path(options.scenes)),
+            seed=options.seed,
+            negative_prompt=options.negative_prompt,
+        )
     categories = load_categories(options.categories)
     return GenerationPlan(
         categories=categories,
@@ -346,18 +360,25 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_plan_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument(
         "--categories",
         type=Path,
-        required=True,
         metavar="FILE",
         help="LVIS or COCO annotation file, JSON list of categories, or text with one name a line",
+    )
+    subject.add_argument(
+        "--scenes",
+        nargs="?",
+        const=_BUILT_IN,
+        metavar="FILE",
+        help="draw backgrounds instead; FILE holds one prompt a line (default: built-in prompts)",
     )
     parser.add_argument(
         "--images-per-category",
         type=int,
         metavar="N",
-        help="images of each category; with --kept-target, those of the first round",
+        help="images of each category; with --scenes in all, with --kept-target in the first round",
     )
     parser.add_argument(
         "--template",
