@@ -16,6 +16,9 @@ FLOORS = {
     "cache_update_dot/score": 8,
     "cache_update_dot/update_score_metric": 20,
     "cache_update_dot/update_score_row_decay": 16,
+    # A quarter of a byte for partial sums.
+    "sketch": 4.25,
+    "cache_update_sketch": 12.25,
     # Products of matrices read their tiles again and again.
     "ghost_dot": None,
     "ghost_sqnorm": None,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bsgal_score import CountSketch, SketchStore, ops, reference
+from bsgal_score import CountSketch, GradientCache, SketchStore, ops, reference
 from bsgal_score.errors import GradientMismatchError, StateMismatchError
 
 NUMELS = [40, 7, 129]
@@ -27,6 +27,90 @@ def test_agrees_with_the_definition(impl, width, dtype):
     want = reference.sketch(tensors, NUMELS, width, 3)
     # At most 9 blocks share a bucket.
     torch.testing.assert_close(got, want, rtol=0, atol=10 * 2.0**-24 * 9 * 4)
+
+
+@pytest.mark.parametrize("impl", ["triton", "torch"])
+def test_a_sketch_does_not_depend_on_where_its_tensors_lie(impl):
+    numels = [3000, 700]
+    tensors = [torch.randn(n, generator=torch.Generator().manual_seed(n)) for n in numels]
+    shifted = [torch.cat([torch.zeros(1), tensor])[1:] for tensor in tensors]
+    strided = [torch.stack([tensor, tensor], dim=1)[:, 0] for tensor in tensors]
+    results = [
+        ops.sketch(given, numels, width=1024, seed=5, impl=impl)
+        for given in (tensors, shifted, strided)
+    ]
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    "dtypes",
+    [
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("impl", ["triton", "torch"])
+def test_update_and_sketch_in_one_pass_agree_with_the_definition(impl, dtypes):
+    cache, gradients = make(0, dtypes[0]), make(1, dtypes[1])
+    gradients[1] = None
+    new_cache, want = reference.cache_update_sketch(cache, gradients, decay=0.3, width=32, seed=2)
+    got = ops.cache_update_sketch(cache, gradients, decay=0.3, width=32, seed=2, impl=impl)
+    tolerance = {"rtol": 2.0**-7, "atol": 1e-6} if dtypes[0] == torch.bfloat16 else {}
+    torch.testing.assert_close(cache, new_cache, **tolerance)
+    # Where rounding to bfloat16 differs, what was stored is what counts.
+    want = reference.sketch(cache, NUMELS, 32, 2)
+    torch.testing.assert_close(got, want, rtol=0, atol=10 * 2.0**-24 * 9 * 4)
+
+
+def test_update_and_sketch_of_bad_operands_is_explained():
+    cache = [torch.zeros(4, 4)]
+    options = {"decay": 0.5, "width": 32, "seed": 0}
+    with pytest.raises(ValueError, match=r"`cache\[0\]` must be contiguous"):
+        ops.cache_update_sketch([torch.zeros(4, 5).T], [None], **options)
+    with pytest.raises(ValueError, match=r"`reference\[0\]` must have shape \(4, 4\)"):
+        ops.cache_update_sketch(cache, [torch.zeros(4)], **options)
+    with pytest.raises(ValueError, match="`width` must be a power of two"):
+        ops.cache_update_sketch(cache, [None], **(options | {"width": 33}))
+    with pytest.raises(ValueError, match="float64; use impl='torch'"):
+        ops.cache_update_sketch([cache[0].double()], [None], **options, impl="triton")
+
+
+@pytest.mark.parametrize("options", [{}, {"mode": "mean"}, {"bias_correction": True}])
+def test_a_cache_is_updated_and_sketched_at_once(options):
+    parameters = {"a": nn.Parameter(torch.zeros(9, 8)), "b": nn.Parameter(torch.zeros(5))}
+    fused, plain = (GradientCache(parameters.items(), decay=0.7, **options) for _ in range(2))
+    sketcher = CountSketch(parameters.items(), width=32, seed=1)
+    for step in range(3):
+        gradients = {"a": torch.randn(9, 8), "b": torch.randn(5) if step else None}
+        found = fused.update_and_sketch(gradients, sketcher)
+        plain.update(gradients)
+        for name in plain.names:
+            assert torch.equal(fused[name], plain[name])
+        expected = sketcher.sketch({name: plain[name] for name in plain.names})
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert fused.n_updates == 3
+
+
+def test_what_cannot_be_fused_is_updated_then_sketched():
+    conv = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    linear = nn.Linear(8, 3)
+    for module, options in (
+        (conv, {}),
+        (linear, {"rowwise": ["*"]}),
+        (linear, {"exclude": ["bias"]}),
+    ):
+        cache = GradientCache(module.named_parameters(), decay=0.5, **options)
+        sketcher = CountSketch(module.named_parameters(), width=32, seed=0)
+        gradients = {name: torch.randn_like(p) for name, p in module.named_parameters()}
+        found = cache.update_and_sketch(gradients, sketcher)
+        expected = sketcher.sketch({name: cache[name] for name in cache.names})
+        assert torch.equal(found, expected)
+    other = CountSketch([("x", nn.Parameter(torch.zeros(3)))], width=32, seed=0)
+    with pytest.raises(GradientMismatchError, match="not part of this sketch"):
+        cache.update_and_sketch(gradients, other)
 
 
 def test_inner_products_are_kept_on_average_and_within_the_bound():

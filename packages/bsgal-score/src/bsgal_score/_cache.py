@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import ops
 from ._distributed import average
+from ._sketch import CountSketch
 from ._step_model import StepModel
 from ._types import CacheSums, Implementation, TensorMetric
 from .errors import (
@@ -214,6 +215,55 @@ class GradientCache:
             effect = step.effect(step.reference(self), given, self._parameters)
             sums = sums._replace(dot=torch.tensor(effect, dtype=torch.float64))
         return _contribution(sums, form)
+
+    def update_and_sketch(
+        self,
+        gradients: Gradients,
+        sketcher: CountSketch,
+        rows: Rows | Mapping[str, Rows] | None = None,
+    ) -> Tensor:
+        """Update the cache, and return its sketch for later queries of a `SketchStore`.
+
+        One pass over memory if the sketch is laid out like the cache (the same parameters, row by
+        row in memory, no `rowwise` ones); else an update, then a sketch.
+
+        Args:
+            gradients: As in `update`.
+            sketcher: A sketch of parameters that include the cached ones.
+            rows: As in `update`.
+
+        Returns:
+            The sketch of the new cache, float32 (sketcher.width,).
+
+        Raises:
+            GradientMismatchError: As `update`, or if the sketch lacks a cached parameter.
+            NonFiniteGradientError: As `update`.
+        """
+        sketcher.check_layout({name: tensor.shape for name, tensor in self._tensors.items()})
+        tensors = list(self._tensors.values())
+        fusable = (
+            not self._row_updates
+            and list(self._tensors) == list(sketcher.shapes)
+            and all(tensor.is_contiguous() for tensor in tensors)
+            and len({tensor.device for tensor in tensors}) == 1
+        )
+        if not fusable:
+            self.update(gradients, rows)
+            return sketcher.sketch(self._tensors)
+        self._present_rows(rows)
+        reference = self._in_order(gradients)
+        if self.check_finite:
+            self._raise_on_nonfinite(reference)
+        found = ops.cache_update_sketch(
+            tensors,
+            reference,
+            decay=float(self._old_weight(torch.tensor(self.n_updates))),
+            width=sketcher.width,
+            seed=sketcher.seed,
+            impl=self.impl,
+        )
+        self.n_updates += 1
+        return found.float()
 
     def all_reduce(self, group: dist.ProcessGroup) -> None:
         """Replace the cache by its mean over processes, after each has updated its own.

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,20 +62,28 @@ class CountSketch:
         Raises:
             GradientMismatchError: If a name is unknown, a shape differs or nothing is given.
         """
-        for name, gradient in gradients.items():
-            if name not in self.shapes:
-                raise GradientMismatchError(f"gradient {name!r} is not part of this sketch")
-            if gradient is not None and tuple(gradient.shape) != self.shapes[name]:
-                raise GradientMismatchError(
-                    f"the gradient of {name!r} must have shape {self.shapes[name]}, got "
-                    f"{tuple(gradient.shape)}"
-                )
+        self.check_layout({name: None if g is None else g.shape for name, g in gradients.items()})
         tensors = [gradients.get(name) for name in self.shapes]
         if all(tensor is None for tensor in tensors):
             raise GradientMismatchError("there is no gradient to sketch")
         numels = [math.prod(shape) for shape in self.shapes.values()]
         found = ops.sketch(tensors, numels, width=self.width, seed=self.seed, impl=self.impl)
         return found.float()
+
+    def check_layout(self, shapes: Mapping[str, Sequence[int] | None]) -> None:
+        """Check that tensors of these names and shapes are part of the sketch; None is any shape.
+
+        Raises:
+            GradientMismatchError: Naming the first one that is not.
+        """
+        for name, shape in shapes.items():
+            if name not in self.shapes:
+                raise GradientMismatchError(f"gradient {name!r} is not part of this sketch")
+            if shape is not None and tuple(shape) != self.shapes[name]:
+                raise GradientMismatchError(
+                    f"the gradient of {name!r} must have shape {self.shapes[name]}, got "
+                    f"{tuple(shape)}"
+                )
 
     def error_bound(self, norm_x: float, norm_y: float, probability: float = 0.05) -> float:
         """Return what |⟨Sx, Sy⟩ - ⟨x, y⟩| exceeds with at most this probability (Chebyshev)."""

@@ -17,13 +17,14 @@ from ._layout import is_dense
 from ._types import CacheSums, Implementation, TensorMetric
 from .eager.cache_update_dot import cache_update_dot_torch
 from .eager.ghost import ghost_dot_torch, ghost_sqnorm_torch
-from .eager.sketch import sketch_torch
+from .eager.sketch import cache_update_sketch_torch, sketch_torch
 
 __all__ = [
     "CacheSums",
     "Implementation",
     "TensorMetric",
     "cache_update_dot",
+    "cache_update_sketch",
     "ghost_dot",
     "ghost_sqnorm",
     "sketch",
@@ -179,11 +180,7 @@ def sketch(
     given = [tensor for tensor in tensors if tensor is not None]
     if not given or len(tensors) != len(numels):
         raise ValueError("`tensors` must hold a tensor, and one entry per entry of `numels`")
-    if width < 32 or width & (width - 1) or seed < 0:
-        raise ValueError(
-            "`width` must be a power of two of at least 32 and `seed` must not be negative, got "
-            f"{width} and {seed}"
-        )
+    _check_sketch_options(width, seed)
     for tensor, numel in zip(tensors, numels, strict=True):
         if tensor is not None and tensor.numel() != numel:
             raise ValueError(f"`numels` says {numel}, the tensor has {tensor.numel()} elements")
@@ -195,6 +192,62 @@ def sketch(
         run = sketch_triton
     with torch.no_grad():
         return run(tensors, numels, width, seed)
+
+
+def cache_update_sketch(
+    cache: Sequence[Tensor],
+    reference: Sequence[Tensor | None],
+    *,
+    decay: float,
+    width: int,
+    seed: int,
+    impl: Implementation = "auto",
+) -> Tensor:
+    """Update the cache in place, c ← decay·c + (1 - decay)·g, and return the sketch of the new c.
+
+    One pass over memory: the sketch costs no further reading of the cache. The result is that of
+    `sketch` on the updated tensors.
+
+    Args:
+        cache: The tensors c, updated in place; contiguous, float32, bfloat16 or (torch only)
+            float64.
+        reference: The gradients g, one per cache tensor and in its shape; None counts as zeros.
+        decay: Weight of the old cache, in [0, 1].
+        width: Number of buckets, a power of two of at least 32.
+        seed: Non-negative; chooses hashes.
+        impl: Which implementation to run.
+
+    Returns:
+        (width,) float64 on the device of the first cache tensor.
+
+    Raises:
+        ValueError: If an argument does not fit.
+        ImplementationUnavailableError: If `impl` cannot run here.
+    """
+    _check_operands(cache, reference, None, decay, None, None)
+    _check_sketch_options(width, seed)
+    for index, tensor in enumerate(cache):
+        if not tensor.is_contiguous() or tensor.device != cache[0].device:
+            raise ValueError(
+                f"`cache[{index}]` must be contiguous and on {cache[0].device}, since a sketch "
+                "counts elements row by row; use `cache_update_dot`, then `sketch`"
+            )
+    run = cache_update_sketch_torch
+    if choose_implementation("cache_update_sketch", impl, cache[0].device) == "triton":
+        _check_triton_dtypes(*cache, *(tensor for tensor in reference if tensor is not None))
+        from .kernels.sketch import cache_update_sketch_triton
+
+        run = cache_update_sketch_triton
+    with torch.no_grad():
+        return run(cache, reference, decay=decay, width=width, seed=seed)
+
+
+def _check_sketch_options(width: int, seed: int) -> None:
+    if width < 32 or width & (width - 1) or seed < 0:
+        raise ValueError(
+            "`width` must be a power of two of at least 32 and `seed` must not be negative, got "
+            f"{width} and {seed}"
+        )
 
 
 def _check_rows(inputs: Tensor, output_grads: Tensor, unit_index: Tensor, n_units: int) -> None:

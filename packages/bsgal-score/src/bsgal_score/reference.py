@@ -105,3 +105,16 @@ def sketch(
             total[place ^ shift] += -value if (word >> (place % 32)) & 1 else value
         first_block += n_blocks(numel, width)
     return torch.tensor(total, dtype=torch.float64)
+
+
+def cache_update_sketch(
+    cache: Sequence[Tensor],
+    reference: Sequence[Tensor | None],
+    *,
+    decay: float,
+    width: int,
+    seed: int,
+) -> tuple[list[Tensor], Tensor]:
+    """Return the new cache and its sketch; arguments as in `bsgal_score.ops`."""
+    new_cache, _ = cache_update_dot(cache, reference, None, decay=decay)
+    return new_cache, sketch(new_cache, [c.numel() for c in new_cache], width, seed)

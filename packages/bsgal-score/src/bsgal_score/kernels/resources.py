@@ -20,7 +20,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from . import cache_update_dot, ghost_dot, ghost_sqnorm
+from . import cache_update_dot, ghost_dot, ghost_sqnorm, sketch
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -59,6 +59,10 @@ class _Variant:
     """Changes that leave one block to a program: then no loop hides how often a load runs."""
     n_elements: int = 0
     """Elements of that block."""
+    partial_bytes: int = 0
+    """Bytes of partial sums that a program writes once, however many blocks it takes."""
+    n_blocks: int = 1
+    """Blocks that a program takes."""
 
 
 def variants() -> list[_Variant]:
@@ -100,7 +104,41 @@ def variants() -> list[_Variant]:
                 n_elements=cache_update_dot.BLOCK,
             )
         )
-    return [*found, *_matrix_variants()]
+    return [*found, *_matrix_variants(), *_sketch_variants()]
+
+
+def _sketch_variants() -> list[_Variant]:
+    return [
+        _Variant(
+            name=name,
+            function=sketch._sketch_kernel,
+            signature={
+                "blocks_ptr": "*i64",
+                "partials_ptr": "*fp32",
+                # Not assumed to be a multiple of 16, which sizes are elsewhere.
+                "n_blocks_given": "i64",
+                "shift_key": "i64",
+                "sign_key": "i64",
+                "decay": "fp32",
+                "new_weight": "fp32",
+            },
+            constants={
+                "DTYPE": tl.float32,
+                "REFERENCE_DTYPE": tl.float32,
+                "UPDATE": update,
+                "ALIGNED": True,
+                "WIDTH": 4096,
+                "TILE": sketch.TILE,
+                "BLOCKS_PER_PROGRAM": sketch.BLOCKS_PER_PROGRAM,
+            },
+            one_block={"BLOCKS_PER_PROGRAM": 1},
+            n_warps=sketch.N_WARPS,
+            n_elements=sketch.TILE,
+            partial_bytes=4 * 4 * sketch.TILE,
+            n_blocks=sketch.BLOCKS_PER_PROGRAM,
+        )
+        for name, update in (("sketch", False), ("cache_update_sketch", True))
+    ]
 
 
 def _matrix_variants() -> list[_Variant]:
@@ -150,7 +188,9 @@ def measure(variant: _Variant, target_name: str) -> Resources:
     if variant.one_block is not None:
         n_wide = sum(bits == load_bits for _, bits in accesses)
         n_threads = variant.n_warps * target.warp_size
-        bytes_per_element = n_wide * load_bits / 8 * n_threads / variant.n_elements
+        n_bytes = n_wide * load_bits / 8 * n_threads - variant.partial_bytes
+        n_bytes += variant.partial_bytes / variant.n_blocks
+        bytes_per_element = n_bytes / variant.n_elements
     return Resources(
         kernel=variant.name,
         target=target_name,
