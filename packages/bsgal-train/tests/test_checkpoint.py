@@ -15,6 +15,7 @@ def state(step: int) -> TrainingState:
         position=2 * step,
         model={"weight": torch.full((2, 3), float(step))},
         optimizer={"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": [{"lr": 0.1}]},
+        optimizer_step={"scaler": {}, "average": None},
         selection={"n_accepted": step, "cache": {}},
     )
 

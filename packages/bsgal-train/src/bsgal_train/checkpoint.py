@@ -34,6 +34,7 @@ class TrainingState:
         position: position in the stream of training samples of the next one.
         model: the detector's state dict.
         optimizer: the optimizer's state dict.
+        optimizer_step: loss scale and average of the weights.
         selection: state of the selection mode (gradient cache, policy, counts).
     """
 
@@ -41,6 +42,7 @@ class TrainingState:
     position: int
     model: dict[str, Tensor]
     optimizer: dict[str, Any]
+    optimizer_step: dict[str, Any]
     selection: dict[str, Any]
 
 
@@ -73,6 +75,7 @@ class CheckpointFolder:
             "step": state.step,
             "position": state.position,
             "optimizer": state.optimizer,
+            "optimizer_step": state.optimizer_step,
             "selection": state.selection,
         }
         torch.save(rest, temporary / "state.pt")

@@ -195,18 +195,34 @@ class OptimizerConfig:
 
     Attributes:
         lr: peak learning rate.
-        weight_decay: decoupled weight decay of matrices and kernels (not of norms and biases).
-        clip_norm: gradients are scaled down to this total norm.
+        lr_batch_size: batch size that `lr` is meant for. With another one, over all processes,
+            the rate is multiplied by the root of their ratio, as is usual for Adam, and the log
+            says so; 0 takes `lr` as it is.
+        weight_decay: decoupled weight decay of matrices and kernels.
+        decay_all: norms and biases decay too.
+        clip_norm: limit of the gradient.
+        clip_type: `norm` scales all gradients down together where their norm is above the limit,
+            `value` cuts each of their entries to it.
+        ema_decay: weight of the old moving average of the weights, which is what is evaluated and
+            stored at the end; 0 keeps none.
     """
 
     lr: float = 1e-3
+    lr_batch_size: int = 0
     weight_decay: float = 0.05
+    decay_all: bool = False
     clip_norm: float = 1.0
+    clip_type: Literal["norm", "value"] = "norm"
+    ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
         _require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
         _require(self.weight_decay >= 0, "optimizer.weight_decay must be >= 0")
         _require(self.clip_norm > 0, f"optimizer.clip_norm must be positive, got {self.clip_norm}")
+        _require(self.lr_batch_size >= 0, "optimizer.lr_batch_size must be >= 0")
+        _require(
+            0 <= self.ema_decay < 1, f"optimizer.ema_decay must be in [0, 1), got {self.ema_decay}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -216,6 +232,9 @@ class ScheduleConfig:
     Attributes:
         n_steps: optimizer steps.
         batch_size: images per step.
+        n_accumulate: parts that a step's images are run in, one after the other, to save memory;
+            divides `batch_size`. Every part is judged by itself, as in a run of as many processes
+            without a joint verdict.
         warmup_steps: steps until the peak learning rate is reached.
         final_lr_factor: learning rate at the end, relative to the peak.
         seed: seed of everything random in the run.
@@ -225,6 +244,7 @@ class ScheduleConfig:
 
     n_steps: int = 1000
     batch_size: int = 8
+    n_accumulate: int = 1
     warmup_steps: int = 100
     final_lr_factor: float = 0.01
     seed: int = 0
@@ -232,13 +252,23 @@ class ScheduleConfig:
     eval_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("n_steps", "batch_size", "log_every"):
+        for name in ("n_steps", "batch_size", "n_accumulate", "log_every"):
             value = getattr(self, name)
             _require(value >= 1, f"schedule.{name} must be at least 1, got {value}")
+        _require(
+            self.batch_size % self.n_accumulate == 0,
+            f"schedule.n_accumulate must divide schedule.batch_size, got {self.n_accumulate} and "
+            f"{self.batch_size}",
+        )
         for name in ("warmup_steps", "eval_every", "seed"):
             value = getattr(self, name)
             _require(value >= 0, f"schedule.{name} must be at least 0, got {value}")
         _require(0 <= self.final_lr_factor <= 1, "schedule.final_lr_factor must be in [0, 1]")
+
+    @property
+    def n_judgements(self) -> int:
+        """How often a selection mode is asked in the whole run."""
+        return self.n_steps * self.n_accumulate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -277,6 +307,9 @@ class SelectionConfig:
             predicted effect on the optimizer's next step.
         losses: losses of the region heads that count, of `cls`, `box` and `mask`; empty means
             `cls` for `paper` and `batch`, else all three.
+        layers: layers of the region heads whose gradients are compared by `batch`, `image` and
+            `instance`: `last`, those that give the logits, boxes and masks; or all of the `heads`,
+            at the price of a backward pass through them.
         refresh_every: steps between two class-matched references (`paper` takes one each step).
         decay: weight of the old gradient cache at each update; None means 0.1 (released with the
             paper) for `paper` and `batch`, else 0.9.
@@ -308,6 +341,7 @@ class SelectionConfig:
     reference: Literal["in_batch", "class_matched", "hybrid"] = "in_batch"
     form: ScoreForm = "cosine"
     losses: tuple[LossKind, ...] = ()
+    layers: Literal["last", "heads"] = "last"
     refresh_every: int = 16
     decay: float | None = None
     rowwise: bool = False

@@ -138,7 +138,7 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
 
     optimizer = build_optimizer(detector, recipe.optimizer)
     reference = ClassMatchedReference(annotations, crop)
-    Trainer(
+    trainer = Trainer(
         recipe=recipe,
         detector=detector,
         optimizer=optimizer,
@@ -147,8 +147,10 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
         folder=folder,
         progress=progress,
         evaluate=evaluate_on_the_way if validation is not None else None,
-    ).run()
-    return _finish(folder, recipe, detector, annotations, validation)
+    )
+    trainer.run()
+    with trainer.averaged():
+        return _finish(folder, recipe, detector, annotations, validation)
 
 
 def evaluate(

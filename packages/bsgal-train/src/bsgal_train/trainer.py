@@ -18,9 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bsgal_train import processes
 from bsgal_train.checkpoint import CheckpointFolder, TrainingState
-from bsgal_train.decision_log import DecisionLog
+from bsgal_train.decision_log import Decision, DecisionLog
 from bsgal_train.metrics import MetricsLog
+from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import OptimizerConfig, Recipe, ScheduleConfig
 from bsgal_train.selection import SelectionStep
 
@@ -34,6 +36,7 @@ __all__ = [
     "TrainingInterruptedError",
     "build_optimizer",
     "learning_rate",
+    "peak_learning_rate",
     "step_seed",
 ]
 
@@ -65,13 +68,35 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
+def peak_learning_rate(recipe: Recipe, n_processes: int) -> float:
+    """Return the recipe's rate at the batch size it runs with, and log where that changes it.
+
+    The rate of Adam goes with the root of the batch size (arXiv 2205.10287); the number of steps is
+    the recipe's, whatever the batch.
+    """
+    config, meant = recipe.optimizer, recipe.optimizer.lr_batch_size
+    batch = recipe.schedule.batch_size * n_processes
+    if meant in (0, batch):
+        return config.lr
+    lr = config.lr * math.sqrt(batch / meant)
+    logger.warning(
+        "the recipe's rate %g is meant for batches of %d; with %d it is %g (root of their ratio). "
+        "To see as many images, %d steps would be needed instead of %d; schedule.n_accumulate "
+        "runs large batches in parts",
+        config.lr, meant, batch, lr,
+        round(recipe.schedule.n_steps * meant / batch), recipe.schedule.n_steps,
+    )  # fmt: skip
+    return lr
+
+
 def build_optimizer(detector: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Return AdamW that decays matrices and kernels, but not norms and biases."""
+    """Return AdamW that decays matrices and kernels, and norms and biases if they are to."""
     parameters = [p for p in detector.parameters() if p.requires_grad]
+    rest_decay = config.weight_decay if config.decay_all else 0.0
     return torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": rest_decay},
         ],
         lr=config.lr,
     )
@@ -106,8 +131,18 @@ class Trainer:
         self._checkpoints = CheckpointFolder(
             self.folder / "checkpoints", keep=self.recipe.checkpoint.keep
         )
+        self._update = OptimizerStep(
+            self.detector, self.optimizer, self.recipe.optimizer, self.recipe.detector.precision
+        )
+        self._lr = peak_learning_rate(self.recipe, processes.n_processes())
         self._step = 0
         self._position = 0
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Give the detector its averaged weights inside the block, if the recipe keeps them."""
+        with self._update.averaged():
+            yield
 
     def run(self) -> None:
         """Train until the last step.
@@ -144,7 +179,8 @@ class Trainer:
                     logged, n_logged = now, step
                     scoring_s = busy_s = 0.0
                 if schedule.eval_every and step % schedule.eval_every == 0 and self.evaluate:
-                    metrics.write(step, self.evaluate(step))
+                    with self.averaged():
+                        metrics.write(step, self.evaluate(step))
                     self.detector.train()
                     logged, n_logged = time.monotonic(), step
                     scoring_s = busy_s = 0.0
@@ -166,32 +202,36 @@ class Trainer:
         step = self._step + 1
         seed = step_seed(self.recipe.schedule.seed, step)
         # Before the selection, which may look ahead at the step.
-        lr = learning_rate(step, self.recipe.optimizer.lr, self.recipe.schedule)
+        lr = learning_rate(step, self._lr, self.recipe.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        try:
-            selected = self.selection(self.detector, samples, step, seed)
-        except FloatingPointError as error:
-            # detectron2 looks at its proposals before there is a loss.
-            raise _diverged(step, samples, str(error)) from error
-        total = torch.stack(list(selected.losses.values())).sum()
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        norm = nn.utils.clip_grad_norm_(
-            self.detector.parameters(), self.recipe.optimizer.clip_norm, error_if_nonfinite=False
-        )
-        _check_finite(step, samples, {**selected.losses, "gradient norm": norm})
-        self.optimizer.step()
-        decisions.add(selected.decisions)
+        n_parts = self.recipe.schedule.n_accumulate
+        size = len(samples) // n_parts
+        values: dict[str, float] = {}
+        found: list[Decision] = []
+        for first in range(0, len(samples), size):
+            part = samples[first : first + size]
+            try:
+                selected = self.selection(self.detector, part, step, seed)
+            except FloatingPointError as error:
+                # detectron2 looks at its proposals before there is a loss.
+                raise _diverged(step, part, str(error)) from error
+            total = torch.stack(list(selected.losses.values())).sum()
+            _check_finite(step, part, selected.losses)
+            self._update.backward(total / n_parts)
+            found += selected.decisions
+            _add(values, {"loss": total, **selected.losses}, n_parts)
+            _merge(values, selected.statistics)
+        self._update.unscaled_gradients()
+        norm = self._update.clip()
+        if not self._update.may_overflow:
+            _check_finite(step, samples, {"gradient norm": norm})
+        self._update.apply()
+        decisions.add(found)
         self._step = step
         self._position = samples[-1].position + 1
-        return {
-            "loss": float(total.detach()),
-            **{name: float(value.detach()) for name, value in selected.losses.items()},
-            **selected.statistics,
-            "lr": lr,
-            "gradient_norm": float(norm),
-        }
+        return {**values, "lr": lr, "gradient_norm": float(norm)}
 
     def _save(self) -> Path:
         return self._checkpoints.save(
@@ -200,6 +240,7 @@ class Trainer:
                 position=self._position,
                 model=self.detector.state_dict(),
                 optimizer=self.optimizer.state_dict(),
+                optimizer_step=self._update.state_dict(),
                 selection=self.selection.state_dict(),
             )
         )
@@ -210,9 +251,26 @@ class Trainer:
             return
         self.detector.load_state_dict(state.model)
         self.optimizer.load_state_dict(state.optimizer)
+        self._update.load_state_dict(state.optimizer_step)
         self.selection.load_state_dict(state.selection)
         self._step, self._position = state.step, state.position
         logger.info("going on from step %d", self._step)
+
+
+# Statistics that count something in every part of a step; of the others, the last part's hold.
+_SUMMED = ("n_pasted", "scoring_s")
+
+
+def _add(values: dict[str, float], losses: dict[str, Tensor], n_parts: int) -> None:
+    """Add the losses of one of a step's parts to their mean."""
+    for name, value in losses.items():
+        values[name] = values.get(name, 0.0) + float(value.detach()) / n_parts
+
+
+def _merge(values: dict[str, float], statistics: dict[str, float]) -> None:
+    """Add the statistics of a further part of a step."""
+    for name, value in statistics.items():
+        values[name] = value + values.get(name, 0.0) if name in _SUMMED else value
 
 
 def _check_finite(step: int, samples: list[TrainingSample], values: dict[str, Tensor]) -> None:

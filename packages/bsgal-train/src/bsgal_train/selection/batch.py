@@ -56,7 +56,7 @@ class BatchSelection:
         self._optimizer = optimizer
         self._kinds = config.effective_losses
         self._real = HeadCache(detector, reference, config, self._kinds, self._precision)
-        self._judge = Judge(config, recipe.schedule.n_steps)
+        self._judge = Judge(config, recipe.schedule.n_judgements)
 
     def __call__(
         self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int

@@ -55,7 +55,7 @@ class OracleSelection:
         self._optimizer = optimizer
         self._kinds = recipe.selection.effective_losses
         self._clip_norm = recipe.optimizer.clip_norm
-        self._judge = Judge(recipe.selection, recipe.schedule.n_steps)
+        self._judge = Judge(recipe.selection, recipe.schedule.n_judgements)
 
     def __call__(
         self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int

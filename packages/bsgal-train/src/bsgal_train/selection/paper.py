@@ -90,7 +90,7 @@ class PaperSelection:
         self._cache = GradientCache(
             self._parameters.items(), decay=recipe.selection.effective_decay
         )
-        self._judge = Judge(recipe.selection, recipe.schedule.n_steps)
+        self._judge = Judge(recipe.selection, recipe.schedule.n_judgements)
 
     def __call__(
         self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int

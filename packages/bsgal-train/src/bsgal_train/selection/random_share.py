@@ -38,7 +38,7 @@ class RandomSelection:
     def __init__(self, recipe: Recipe) -> None:
         self._config = recipe.selection
         self._precision = recipe.detector.precision
-        self._judge = Judge(recipe.selection, recipe.schedule.n_steps)
+        self._judge = Judge(recipe.selection, recipe.schedule.n_judgements)
 
     def __call__(
         self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int
