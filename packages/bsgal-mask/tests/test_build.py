@@ -168,6 +168,23 @@ def test_a_mask_without_numbers_is_dropped(make_image_set, make_stub, drawn, poo
     assert manifest_of(pool)[0]["reason"] == "non-finite: stub gave no numbers"
 
 
+def test_full_and_empty_masks_are_legal_and_left_to_the_rules(
+    make_image_set, make_stub, drawn, tmp_path, manifest_of
+):
+    class Full(type(make_stub())):
+        def segment(self, images, category_names):
+            return [np.full(image.shape[:2], self.grow_px, np.float32) for image in images]
+
+    images = make_image_set({"a": drawn("disc")[0]})
+    for value, dropped, kept in ((0, "empty: ", "empty: "), (1, "area: 1.0000", None)):
+        for filters, reason in (([AreaFilter()], dropped), ([], kept)):
+            pool = tmp_path / f"{value}-{len(filters)}"
+            build_pool(images, pool, methods=[Full(grow_px=value)], filters=filters)
+            (row,) = manifest_of(pool)
+            assert (row["reason"] or "").startswith(reason or "")
+            assert (row["status"] == "kept") is (reason is None)
+
+
 @pytest.mark.parametrize("fault", ["range", "shape", "dtype", "count"])
 def test_a_method_that_breaks_the_interface_is_a_clear_error(
     make_image_set, make_stub, drawn, pool, fault
@@ -320,29 +337,36 @@ def test_an_empty_image_set_gives_an_empty_pool(make_image_set, make_stub, pool)
 
 
 def test_kill_at_random_moments_loses_nothing(make_image_set, drawn, tmp_path):
-    samples = {f"s{i}": drawn("disc", side_px=40 + i)[0] for i in range(12)}
+    """The command line is killed at moments spread over its whole working time."""
+    samples = {f"s{i}": drawn("disc", side_px=40 + i)[0] for i in range(40)}
     images = make_image_set(samples | {"bad": b"no image"})
-    expected = tmp_path / "expected"
-    build_pool(images, expected, methods=[BorderSegmenter()])
-    pool = tmp_path / "killed"
-    script = (
-        "import sys; from bsgal_mask import *\n"
-        "build_pool(sys.argv[1], sys.argv[2], methods=[BorderSegmenter()], batch_size=1,\n"
-        "           progress=lambda done, total: print(done, flush=True))\n"
-    )
+    command = [sys.executable, "-m", "bsgal_mask.cli", "run", str(images), "--batch-size", "3"]
+    expected, pool = tmp_path / "expected", tmp_path / "killed"
+    subprocess.run([*command, "--out", str(expected), "--quiet"], check=True, capture_output=True)
     rng = np.random.default_rng(0)
-    for n_rows in (1, 3, 2):
+    counts = []
+    for _ in range(6):
         process = subprocess.Popen(
-            [sys.executable, "-c", script, str(images), str(pool)], stdout=subprocess.PIPE
+            [*command, "--out", str(pool), "--quiet"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
-        assert process.stdout is not None
-        for _ in range(n_rows):
-            process.stdout.readline()
-        time.sleep(float(rng.uniform(0, 0.03)))
+        before = counts[-1] if counts else 0
+        # From the first new row on, so that a slow start is not what is killed.
+        while process.poll() is None and n_rows(pool) <= before:
+            time.sleep(0.001)
+        time.sleep(float(rng.uniform(0, 0.08)))
         process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        process.stdout.close()
-    build_pool(images, pool, methods=[BorderSegmenter()])
+        process.wait()
+        counts.append(n_rows(pool))
+    # Some of the kills came in the midst of the work.
+    assert any(0 < count < len(samples) + 1 for count in counts)
+    subprocess.run([*command, "--out", str(pool), "--quiet"], check=True, capture_output=True)
     left = files_of(pool)
     assert not [name for name in left if name.endswith(".tmp")]
     assert left == files_of(expected)
+
+
+def n_rows(pool):
+    manifest = pool / "manifest.jsonl"
+    return manifest.read_bytes().count(b"\n") if manifest.exists() else 0

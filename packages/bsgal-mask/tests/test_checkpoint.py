@@ -6,7 +6,15 @@ import sys
 import numpy as np
 import pytest
 
-from bsgal_mask import Clip, ClipSegSegmenter, MissingModelError, Sam
+from bsgal_mask import (
+    Clip,
+    ClipSegSegmenter,
+    MissingModelError,
+    Sam,
+    SamBackgroundSegmenter,
+    SegmentationError,
+    build_pool,
+)
 
 
 @pytest.mark.parametrize("build", [Clip, ClipSegSegmenter, Sam])
@@ -97,3 +105,25 @@ def test_half_precision_is_run_where_it_is_asked_for(sam_folder, clipseg_folder,
 def test_an_unknown_dtype_is_refused(clip_folder):
     with pytest.raises(ValueError, match="`dtype` must be one of float32, float16, bfloat16"):
         Clip(clip_folder, dtype="int8")
+
+
+def test_too_little_memory_fails_the_batch_and_then_each_image_has_its_own(
+    sam_folder, make_image_set, drawn, tmp_path, monkeypatch, manifest_of
+):
+    import torch
+
+    sam = Sam(sam_folder, batch_size=4)
+    forward = sam._checkpoint.model.forward
+
+    def small_device(**inputs):
+        if len(inputs["pixel_values"]) > 1:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return forward(**inputs)
+
+    monkeypatch.setattr(sam._checkpoint.model, "forward", small_device)
+    images = make_image_set({name: drawn("disc")[0] for name in "abc"})
+    method = SamBackgroundSegmenter(sam)
+    with pytest.raises(SegmentationError, match=r"too little memory .* a smaller batch"):
+        method.segment([drawn("disc")[0]] * 2, ["", ""])
+    build_pool(images, tmp_path / "pool", methods=[method], filters=[])
+    assert [row["method"] for row in manifest_of(tmp_path / "pool")] == ["sam_background"] * 3

@@ -103,6 +103,46 @@ def test_cleaning_twice_changes_nothing_more(alpha, parts, island, holes, edge):
     np.testing.assert_array_equal(clean_up.apply(once, THRESHOLD), once)
 
 
+def regions(mask, neighbours):
+    """Return the connected regions of a mask as sets of (row, column), by plain flood fill."""
+    left, found = {(int(row), int(column)) for row, column in np.argwhere(mask)}, []
+    while left:
+        queue = [left.pop()]
+        region = set(queue)
+        while queue:
+            row, column = queue.pop()
+            near = {(row + down, column + right) for down, right in neighbours} & left
+            left -= near
+            region |= near
+            queue += near
+        found.append(region)
+    return found
+
+
+FOUR = [(-1, 0), (1, 0), (0, -1), (0, 1)]
+EIGHT = [*FOUR, (-1, -1), (-1, 1), (1, -1), (1, 1)]
+
+
+@settings(max_examples=60)
+@given(arrays(np.bool_, (9, 11)), st.integers(0, 12), st.integers(0, 12))
+def test_parts_and_holes_are_those_of_a_flood_fill(mask, least_island_px, least_hole_px):
+    expected = np.zeros_like(mask)
+    for region in regions(mask, EIGHT):
+        if len(region) >= least_island_px:
+            expected[tuple(zip(*region, strict=True))] = True
+    for region in regions(~expected, FOUR):
+        reaches_out = any(row in (0, 8) or column in (0, 10) for row, column in region)
+        if not reaches_out and len(region) < least_hole_px:
+            expected[tuple(zip(*region, strict=True))] = True
+    clean_up = CleanUp(
+        min_island_frac=least_island_px / mask.size,
+        fill_holes_below_frac=least_hole_px / mask.size,
+        edge_frac=1,
+    )
+    alpha = np.where(mask, 255, 0).astype(np.uint8)
+    np.testing.assert_array_equal(clean_up.apply(alpha, THRESHOLD) >= THRESHOLD, expected)
+
+
 @pytest.mark.parametrize(
     ("setting", "value"),
     [("parts", "some"), ("min_island_frac", -0.1), ("fill_holes_below_frac", 2), ("edge_frac", -1)],

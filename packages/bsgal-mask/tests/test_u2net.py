@@ -8,6 +8,7 @@ from PIL import Image
 
 from bsgal_mask import (
     MissingModelError,
+    SegmentationError,
     U2NetSegmenter,
     confidence,
     find_u2netp,
@@ -141,6 +142,13 @@ def test_a_damaged_model_file_is_refused(mean_model, tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=name):
             U2NetSegmenter(path)
+
+
+def test_a_failure_inside_the_runtime_names_it(mean_model, drawn):
+    segmenter = U2NetSegmenter(mean_model())
+    segmenter._output = "absent"
+    with pytest.raises(SegmentationError, match=r"ONNX Runtime: .*absent"):
+        segmenter.segment([drawn("disc")[0]], ["ball"])
 
 
 def test_freeing_the_batch_twice_changes_nothing(mean_model):

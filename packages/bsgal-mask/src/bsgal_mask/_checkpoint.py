@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bsgal_mask._segmenter import Image
-from bsgal_mask.errors import MissingModelError
+from bsgal_mask.errors import MissingModelError, SegmentationError
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +33,24 @@ class Checkpoint:
     dtype: torch.dtype
     config: Mapping[str, Any]
     """What decides the results, as JSON values."""
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Run the model without gradients; running out of memory is a failure of the batch.
+
+        Raises:
+            SegmentationError: The device has too little memory.
+        """
+        import torch
+
+        with torch.inference_mode():
+            try:
+                yield
+            except torch.cuda.OutOfMemoryError as error:
+                reason = str(error).partition("\n")[0]
+                raise SegmentationError(
+                    f"{self.device} has too little memory ({reason}); a smaller batch needs less"
+                ) from error
 
     def pixel_values(self, images: Sequence[Image]) -> tuple[torch.Tensor, Mapping[str, Any]]:
         """Return the model's input (N, 3, h, w) for uint8 RGB images, and the processor's notes."""

@@ -72,12 +72,10 @@ class Clip:
         Yields:
             float32 (D,).
         """
-        import torch
-
         iterator = iter(images)
         while chunk := list(islice(iterator, self.batch_size)):
             squares = [_square(image, margin_value) for image in chunk]
-            with torch.inference_mode():
+            with self._checkpoint.running():
                 pixels, _ = self._checkpoint.pixel_values(squares)
                 model = self._checkpoint.model
                 pooled = model.vision_model(pixel_values=pixels).pooler_output
@@ -85,10 +83,8 @@ class Clip:
 
     def text_features(self, text: str) -> NDArray[np.float32]:
         """Return the unit-length features, float32 (D,), of a text; each is computed once."""
-        import torch
-
         if text not in self._texts:
-            with torch.inference_mode():
+            with self._checkpoint.running():
                 features = self._checkpoint.text_features(self._checkpoint.model, [text])
             self._texts[text] = _unit_length(features)[0]
         return self._texts[text]

@@ -95,10 +95,8 @@ class ClipSegSegmenter:
     def _segment_batch(
         self, images: Sequence[Image], category_names: Sequence[str]
     ) -> list[SoftMask]:
-        import torch
-
         texts = [text_of(self._template, name) for name in category_names]
-        with torch.inference_mode():
+        with self._checkpoint.running():
             pixels, _ = self._checkpoint.pixel_values(images)
             logits = self._checkpoint.model(
                 pixel_values=pixels, conditional_embeddings=self._condition(texts)

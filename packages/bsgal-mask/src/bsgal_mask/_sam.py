@@ -111,7 +111,7 @@ class Sam:
 
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
-            with torch.inference_mode():
+            with self._checkpoint.running():
                 pixels, notes = self._checkpoint.pixel_values(chunk)
                 # (height, width) that each image has within the padded square.
                 inner_hw = [tuple(map(int, hw)) for hw in notes["reshaped_input_sizes"]]

@@ -15,7 +15,7 @@ from bsgal_mask._files import sha256_of
 from bsgal_mask._onnx_batch import with_free_batch
 from bsgal_mask._segmenter import Image, SoftMask, check_images
 from bsgal_mask._u2netp_file import find_u2netp
-from bsgal_mask.errors import MissingModelError
+from bsgal_mask.errors import MissingModelError, SegmentationError
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -76,7 +76,10 @@ class U2NetSegmenter:
         for start in range(0, len(images), self.batch_size):
             chunk = images[start : start + self.batch_size]
             batch = np.stack([preprocess(image) for image in chunk])
-            (maps,) = self._session.run([self._output], {self._input: batch})
+            try:
+                (maps,) = self._session.run([self._output], {self._input: batch})
+            except _runtime_errors() as error:
+                raise SegmentationError(f"ONNX Runtime: {error}") from error
             masks += [
                 postprocess(saliency[0], image.shape[:2])
                 for saliency, image in zip(maps, chunk, strict=True)
@@ -131,8 +134,7 @@ def _open_session(path: Path, provider: str, n_threads: int) -> onnxruntime.Infe
         session = onnxruntime.InferenceSession(
             with_free_batch(path.read_bytes()), options, providers=[provider]
         )
-    # ONNX Runtime's errors share no narrower base.
-    except Exception as error:
+    except _runtime_errors() as error:
         raise ValueError(f"{path}: ONNX Runtime cannot load it ({error})") from error
     if session.get_providers()[0] != provider:
         raise ValueError(
@@ -140,6 +142,18 @@ def _open_session(path: Path, provider: str, n_threads: int) -> onnxruntime.Infe
             f"{session.get_providers()[0]}. Check the provider's own libraries"
         )
     return session
+
+
+def _runtime_errors() -> tuple[type[Exception], ...]:
+    """Return what ONNX Runtime raises: a dozen classes without a common base of their own."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = [
+        item
+        for item in vars(state).values()
+        if isinstance(item, type) and issubclass(item, Exception)
+    ]
+    return (*own, RuntimeError, ValueError)
 
 
 def _single_input_and_first_output(
