@@ -89,8 +89,9 @@ def whole(recipe: Recipe, whole_folder: Path) -> Path:
 def test_a_run_killed_at_any_file_operation_equals_an_uninterrupted_one(
     recipe: Recipe, tmp_path: Path
 ) -> None:
-    # The mode with the most to remember: a cache, steps since its refresh, a window of scores.
+    # Much to remember: averaged weights, a cache, steps since its refresh, a window of scores.
     recipe = recipe.override(
+        "optimizer.ema_decay=0.9",
         "selection.mode=instance",
         "selection.reference=hybrid",
         "selection.refresh_every=3",

@@ -151,11 +151,11 @@ def test_the_rate_follows_the_root_of_the_batch_size_and_says_so(
     )  # fmt: skip
 
     with caplog.at_level(logging.WARNING):
-        assert peak_learning_rate(recipe, n_processes=1) == pytest.approx(0.5e-4)
+        assert peak_learning_rate(recipe) == pytest.approx(0.5e-4)
     assert "meant for batches of 16; with 4 it is 5e-05" in caplog.text
     assert "360000 steps would be needed instead of 90000" in caplog.text
-    assert peak_learning_rate(recipe, n_processes=4) == 1e-4
-    assert peak_learning_rate(recipe.override("optimizer.lr_batch_size=0"), 1) == 1e-4
+    assert peak_learning_rate(recipe.override("schedule.batch_size=16")) == 1e-4
+    assert peak_learning_rate(recipe.override("optimizer.lr_batch_size=0")) == 1e-4
 
 
 class StoppedError(Exception):

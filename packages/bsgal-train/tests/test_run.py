@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import stat
 from pathlib import Path
@@ -13,7 +14,12 @@ from safetensors.torch import load_file
 from bsgal_paste import EmptyPoolError, NoCommonCategoryError, PoolFormatError
 from bsgal_train import run
 from bsgal_train.decision_log import read_decisions
-from bsgal_train.errors import AnnotationError, MissingImagesError, UnknownCategoryError
+from bsgal_train.errors import (
+    AnnotationError,
+    MissingImagesError,
+    OtherModelError,
+    UnknownCategoryError,
+)
 from bsgal_train.evaluation import PredictionShards
 from bsgal_train.metrics import read_metrics
 from bsgal_train.recipe import Recipe
@@ -280,6 +286,18 @@ def test_an_output_path_that_is_a_file_is_refused(
     (tmp_path / "file").write_text("")
 
     assert_refused(tiny_recipe, tmp_path / "file/out", OSError, "file", monkeypatch)
+
+
+def test_a_checkpoint_of_another_model_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    short = tiny_recipe.override("schedule.n_steps=2", "selection.mode=none", "data.val_json=")
+    train(short, tmp_path / "a")
+    other = short.override("detector.box_features=64")
+    train(other, tmp_path / "b")
+    shutil.rmtree(tmp_path / "b/checkpoints")
+    shutil.copytree(tmp_path / "a/checkpoints", tmp_path / "b/checkpoints")
+
+    with pytest.raises(OtherModelError, match=r"is \(32, \d+\), not \(64, \d+\)"):
+        train(other, tmp_path / "b")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

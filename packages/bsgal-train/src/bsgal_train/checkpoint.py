@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -17,12 +18,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-__all__ = ["CheckpointFolder", "TrainingState"]
+from bsgal_train.errors import OtherModelError
+
+__all__ = ["CheckpointFolder", "TrainingState", "check_same_model"]
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{8})")
 _CHUNK_BYTES = 1 << 24
+_DAMAGED = (OSError, ValueError, KeyError, TypeError, RuntimeError, UnpicklingError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,17 +37,15 @@ class TrainingState:
         step: optimizer steps done.
         position: position in the stream of training samples of the next one.
         model: the detector's state dict.
-        optimizer: the optimizer's state dict.
-        optimizer_step: loss scale and average of the weights.
-        selection: state of the selection mode (gradient cache, policy, counts).
+        states: state dicts of everything else that a step depends on, by name: `optimizer`,
+            `update` (loss scale and average of the weights), `selection` (gradient cache, policy,
+            counts).
     """
 
     step: int
     position: int
     model: dict[str, Tensor]
-    optimizer: dict[str, Any]
-    optimizer_step: dict[str, Any]
-    selection: dict[str, Any]
+    states: dict[str, dict[str, Any]]
 
 
 class CheckpointFolder:
@@ -57,13 +59,17 @@ class CheckpointFolder:
         self.folder = folder
         self.keep = keep
 
+    def path(self, step: int) -> Path:
+        """Return where the state after `step` steps is, or would be."""
+        return self.folder / f"step-{step:08d}"
+
     def save(self, state: TrainingState) -> Path:
         """Write a checkpoint under its final name in one move, then drop the oldest.
 
         Killed at any moment, or without power after the return, this leaves the checkpoint whole
         or not at all.
         """
-        target = self.folder / f"step-{state.step:08d}"
+        target = self.path(state.step)
         temporary = self.folder / f"{target.name}.tmp"
         for leftover in (*self.folder.glob("step-*.tmp"), target):
             if leftover.exists():
@@ -71,13 +77,7 @@ class CheckpointFolder:
         temporary.mkdir(parents=True)
         model = {name: value.contiguous() for name, value in state.model.items()}
         save_file(model, temporary / "model.safetensors")
-        rest = {
-            "step": state.step,
-            "position": state.position,
-            "optimizer": state.optimizer,
-            "optimizer_step": state.optimizer_step,
-            "selection": state.selection,
-        }
+        rest = {"step": state.step, "position": state.position, "states": state.states}
         torch.save(rest, temporary / "state.pt")
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / "sha256.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
@@ -94,15 +94,59 @@ class CheckpointFolder:
         for path in self._newest_first():
             try:
                 return _load(path)
-            except (OSError, ValueError, KeyError, RuntimeError, UnpicklingError) as error:
+            except _DAMAGED as error:
                 logger.warning("skipped damaged checkpoint %s: %s", path, error)
         return None
+
+    def load(self, step: int) -> TrainingState:
+        """Return the state after `step` steps.
+
+        Raises:
+            ValueError: it is not there, or damaged.
+        """
+        path = self.path(step)
+        try:
+            return _load(path)
+        except _DAMAGED as error:
+            raise ValueError(
+                f"the checkpoint {path} cannot be read ({error}); all processes of a run must see "
+                "the same output folder"
+            ) from error
 
     def _newest_first(self) -> list[Path]:
         if not self.folder.is_dir():
             return []
         found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
         return sorted(found, reverse=True)
+
+
+def check_same_model(
+    found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str
+) -> None:
+    """Check that a stored state is of the model at hand.
+
+    Args:
+        found: the stored state dict.
+        expected: the model's own.
+        source: where `found` was stored, for the message.
+
+    Raises:
+        OtherModelError: names or shapes differ; some are named.
+    """
+    differing = [f"{name} is missing" for name in expected if name not in found]
+    differing += [f"{name} is unknown" for name in found if name not in expected]
+    differing += [
+        f"{name} is {tuple(found[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in expected
+        if name in found and found[name].shape != expected[name].shape
+    ]
+    if differing:
+        listed = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
+        raise OtherModelError(
+            f"{source} is of another model: {len(differing)} of {len(expected)} tensors differ "
+            f"({listed}); train with the detector settings it was made with, or choose another "
+            "output folder"
+        )
 
 
 def _load(path: Path) -> TrainingState:

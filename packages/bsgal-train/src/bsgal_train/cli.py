@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import logging
 import math
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -13,11 +14,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bsgal_train.demo.settings import DemoSettings
+from bsgal_train.launch import Placement, is_part_of_a_run, joined, run_processes
 
 if TYPE_CHECKING:
     from bsgal_train.recipe import Recipe
 
 __all__ = ["main"]
+
+_PLACEMENT_HELP = {
+    "processes": "processes on this machine (default: 1)",
+    "machines": "machines, each with as many processes (default: 1)",
+    "machine_rank": "number of this machine, from 0",
+    "address": "HOST:PORT of machine 0, where there are several",
+}
 
 # Heavy modules are imported inside the commands: `--help` answers at once, and
 # `setup-detectron2` runs where detectron2 is not installed yet.
@@ -29,22 +38,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 failure with one readable line, 2 bad usage, 130 interrupted.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = _parser().parse_args(arguments)
+    options.arguments = arguments
     logging.basicConfig(
         level=logging.INFO if options.verbose else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
     )
     try:
-        options.command(options)
+        code: int | None = options.command(options)
     except KeyboardInterrupt as interruption:
-        print(f"\n{str(interruption) or 'interrupted'}", file=sys.stderr)
+        if _speaks():
+            print(f"\n{str(interruption) or 'interrupted'}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         if options.verbose:
             logging.getLogger(__name__).exception("failed")
         print(f"bsgal-train: {error}", file=sys.stderr)
         return 1
-    return 0
+    return code or 0
+
+
+def _speaks() -> bool:
+    """Say whether this process prints what is the same in all processes of a run."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a recipe; started again, it goes on")
     _add_recipe_options(train, "builtin_continue")
     train.add_argument("--out", type=Path, required=True, help="output folder of the run")
+    _add_placement_options(train)
     train.set_defaults(command=_train)
 
     evaluate = commands.add_parser("eval", help="evaluate a detector on an annotation file")
@@ -68,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         help="output folder of a run, or `baseline`, the shipped detector (default)",
     )
     evaluate.add_argument("--out", type=Path, help="write predictions and results here")
+    _add_placement_options(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
     data = commands.add_parser("data", help="make the built-in data set")
@@ -116,19 +135,50 @@ def _add_recipe_options(parser: argparse.ArgumentParser, default: str) -> None:
     )
 
 
-def _train(options: argparse.Namespace) -> None:
+def _add_placement_options(parser: argparse.ArgumentParser) -> None:
+    for field in dataclasses.fields(Placement):
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            help=_PLACEMENT_HELP[field.name],
+        )
+
+
+def _start_others(options: argparse.Namespace) -> int | None:
+    """Run the command in several processes if it asks for them and is not one of them yet."""
+    if is_part_of_a_run():
+        return None
+    names = [field.name for field in dataclasses.fields(Placement)]
+    placement = Placement(**{name: getattr(options, name) for name in names})
+    if placement.total == 1:
+        return None
+    return run_processes(options.arguments, placement, options.threads)
+
+
+def _train(options: argparse.Namespace) -> int | None:
+    code = _start_others(options)
+    if code is not None:
+        return code
     from bsgal_train.evaluation import summary_table
     from bsgal_train.run import train
 
     _use_threads(options.threads)
     recipe = _recipe(options.recipe or "builtin_continue", options)
-    result = train(recipe, options.out, progress=_ProgressLine("training"))
+    with joined():
+        result = train(recipe, options.out, progress=_ProgressLine("training"))
+    if not _speaks():
+        return None
     if result.evaluation is not None:
         print(summary_table(result.evaluation))
     print(f"results in {options.out}")
+    return None
 
 
-def _evaluate(options: argparse.Namespace) -> None:
+def _evaluate(options: argparse.Namespace) -> int | None:
+    code = _start_others(options)
+    if code is not None:
+        return code
     from bsgal_train.evaluation import summary_table
     from bsgal_train.run import evaluate
 
@@ -136,8 +186,12 @@ def _evaluate(options: argparse.Namespace) -> None:
     own = Path(options.detector) / "recipe.json"
     name = options.recipe or (str(own) if own.is_file() else "builtin_continue")
     recipe = _recipe(name, options)
-    result = evaluate(recipe, options.detector, options.out, progress=_ProgressLine("evaluating"))
-    print(summary_table(result))
+    line = _ProgressLine("evaluating")
+    with joined():
+        result = evaluate(recipe, options.detector, options.out, progress=line)
+    if _speaks():
+        print(summary_table(result))
+    return None
 
 
 def _data(options: argparse.Namespace) -> None:
@@ -204,6 +258,8 @@ class _ProgressLine:
         self._printed_s = -math.inf
 
     def __call__(self, done: int, total: int, detail: str) -> None:
+        if not _speaks():
+            return
         now_s = time.monotonic()
         if self._first is None:
             self._first = now_s, done

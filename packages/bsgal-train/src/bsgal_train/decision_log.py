@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from bsgal_train import processes
 
 __all__ = ["SCHEMA", "Decision", "DecisionLog", "read_decisions"]
 
@@ -65,6 +69,8 @@ class Decision:
 class DecisionLog:
     """A folder of Parquet parts, one per checkpoint, so that a resumed run can cut it back.
 
+    The processes of a run keep one log: their rows come together when it is flushed.
+
     Args:
         folder: made if missing.
         resumed_step: parts after this step are of steps that will be done again; they go.
@@ -73,6 +79,8 @@ class DecisionLog:
     def __init__(self, folder: Path, resumed_step: int) -> None:
         self._folder = folder
         self._rows: list[Decision] = []
+        if processes.rank() != 0:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         for path in _parts(folder):
             if _last_step(path) > resumed_step:
@@ -83,15 +91,17 @@ class DecisionLog:
         self._rows.extend(decisions)
 
     def flush(self, step: int) -> None:
-        """Write the kept rows, all of steps up to `step`, as one part."""
-        if not self._rows:
+        """Write the kept rows of all processes, all of steps up to `step`, as one part."""
+        rows, self._rows = self._rows, []
+        # By step, then by process: the order in which one process would have made them.
+        rows = sorted(itertools.chain(*processes.gather(rows)), key=attrgetter("step"))
+        if not rows or processes.rank() != 0:
             return
-        table = pa.Table.from_pylist([asdict(row) for row in self._rows], schema=SCHEMA)
+        table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
         path = self._folder / f"part-{step:08d}.parquet"
         temporary = path.with_suffix(".tmp")
         pq.write_table(table, temporary)
         temporary.replace(path)
-        self._rows = []
 
 
 def read_decisions(folder: Path) -> pa.Table:

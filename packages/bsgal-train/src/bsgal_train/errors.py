@@ -49,3 +49,15 @@ class CorruptImageError(ValueError):
 
 class TooManyCorruptImagesError(RuntimeError):
     """One unreadable image after another: training on the rest would be misleading."""
+
+
+class LostProcessError(RuntimeError):
+    """Another process of the same run has ended or cannot be reached."""
+
+
+class OtherModelError(ValueError):
+    """A checkpoint holds the state of another model than the one to be trained."""
+
+
+class ProcessDiedError(RuntimeError):
+    """One of the processes of a run has ended before its work was done."""

@@ -8,11 +8,15 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
+from bsgal_train import processes
+
 __all__ = ["MetricsLog", "read_metrics"]
 
 
 class MetricsLog:
     """Append rows to `metrics.jsonl` and to event files in `tensorboard/`.
+
+    Of the processes of a run, only the first one writes.
 
     Args:
         folder: output folder of the run.
@@ -21,6 +25,9 @@ class MetricsLog:
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
         self._path = folder / "metrics.jsonl"
+        self._writer: SummaryWriter | None = None
+        if processes.rank() != 0:
+            return
         kept = [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
@@ -29,6 +36,8 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write one row; every value is also a TensorBoard scalar of its name."""
+        if self._writer is None:
+            return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(_line({"step": step, **values}))
         for name, value in values.items():
@@ -43,7 +52,8 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -6,16 +6,35 @@ take the step that one takes on the double batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["average", "gather", "group", "mean", "n_processes", "rank", "total"]
+from bsgal_train.errors import LostProcessError
+
+__all__ = [
+    "average",
+    "average_gradients",
+    "broadcast",
+    "first_before_others",
+    "gather",
+    "group",
+    "mean",
+    "n_processes",
+    "rank",
+    "share",
+    "total",
+    "wait_for_all",
+]
 
 T = TypeVar("T")
+
+# Small tensors travel together; this bounds the extra memory, and how long one exchange takes.
+_MAX_ELEMENTS_TOGETHER = 1 << 22
 
 
 def n_processes() -> int:
@@ -36,10 +55,10 @@ def group() -> dist.ProcessGroup | None:
 def total(value: float) -> float:
     """Return the sum of a number over all processes."""
     if n_processes() == 1:
-        return value
-    device = torch.cuda.current_device() if dist.get_backend() == "nccl" else "cpu"
-    values = torch.tensor([value], dtype=torch.float64, device=device)
-    dist.all_reduce(values)
+        return float(value)
+    values = torch.tensor([value], dtype=torch.float64, device=_device())
+    with _exchange():
+        dist.all_reduce(values)
     return float(values[0])
 
 
@@ -49,13 +68,39 @@ def mean(value: float) -> float:
 
 
 def average(tensors: Iterable[Tensor]) -> None:
-    """Replace tensors by their mean over all processes, in place."""
+    """Replace tensors of one type by their mean over all processes, in place."""
     count = n_processes()
     if count == 1:
         return
-    for tensor in tensors:
-        dist.all_reduce(tensor)
-        tensor.div_(count)
+    for together in _packed(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in together])
+        with _exchange():
+            dist.all_reduce(flat)
+        flat.div_(count)
+        parts = torch.split(flat, [tensor.numel() for tensor in together])
+        for tensor, part in zip(together, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace `.grad` of parameters by its mean over all processes.
+
+    A parameter without a gradient counts as zero where another process has one for it.
+    """
+    if n_processes() == 1:
+        return
+    listed = list(parameters)
+    here = [parameter.grad is not None for parameter in listed]
+    anywhere = torch.tensor(here, dtype=torch.int32, device=_device())
+    with _exchange():
+        dist.all_reduce(anywhere, op=dist.ReduceOp.MAX)
+    gradients = []
+    for parameter, needed in zip(listed, anywhere.tolist(), strict=True):
+        if needed:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            gradients.append(parameter.grad)
+    average(gradients)
 
 
 def gather(value: Sequence[T]) -> list[list[T]]:
@@ -63,8 +108,75 @@ def gather(value: Sequence[T]) -> list[list[T]]:
     if n_processes() == 1:
         return [list(value)]
     lists: list[list[T]] = [[] for _ in range(n_processes())]
-    dist.all_gather_object(lists, list(value))
+    with _exchange():
+        dist.all_gather_object(lists, list(value))
     return lists
+
+
+def broadcast(value: T) -> T:
+    """Return the first process's value in every process."""
+    if n_processes() == 1:
+        return value
+    values = [value]
+    with _exchange():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
+
+
+def wait_for_all() -> None:
+    """Return once every process has come here."""
+    if n_processes() > 1:
+        with _exchange():
+            dist.barrier()
+
+
+@contextmanager
+def first_before_others() -> Iterator[None]:
+    """Run a block in the first process, then in the others: what it makes, they find."""
+    if rank() != 0:
+        wait_for_all()
+    yield
+    if rank() == 0:
+        wait_for_all()
+
+
+def share(n: int) -> range:
+    """Return this process's part of 0 .. n - 1: consecutive numbers, shares as equal as can be."""
+    count, own = n_processes(), rank()
+    return range(n * own // count, n * (own + 1) // count)
+
+
+def _packed(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    packed: list[Tensor] = []
+    n_elements = 0
+    for tensor in tensors:
+        if packed and n_elements + tensor.numel() > _MAX_ELEMENTS_TOGETHER:
+            yield packed
+            packed, n_elements = [], 0
+        packed.append(tensor)
+        n_elements += tensor.numel()
+    if packed:
+        yield packed
+
+
+@contextmanager
+def _exchange() -> Iterator[None]:
+    """Say what it means when the processes cannot reach one another."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise LostProcessError(
+            f"process {rank()} lost the other processes of this run: one of them has ended, or "
+            f"its machine cannot be reached ({str(error).strip().splitlines()[0]}); look at what "
+            "the others printed, then start the same command again: it goes on from the newest "
+            "checkpoint"
+        ) from error
+
+
+def _device() -> torch.device:
+    if dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
 
 
 def _distributed() -> bool:

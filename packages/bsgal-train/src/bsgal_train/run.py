@@ -43,7 +43,7 @@ from bsgal_train.detector import (
 )
 from bsgal_train.evaluation import LvisResult
 from bsgal_train.metrics import read_metrics
-from bsgal_train.recipe import DataConfig, Recipe
+from bsgal_train.recipe import DataConfig, Recipe, ScheduleConfig
 from bsgal_train.selection import build_selection
 from bsgal_train.trainer import Progress, Trainer, build_optimizer
 from bsgal_train.validation import validate
@@ -96,6 +96,7 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
         TrainingInterruptedError: after Ctrl-C, once a checkpoint is written.
     """
     folder = Path(folder)
+    own = _own_samples(recipe.schedule)
     data = _DataPaths.of(recipe.data)
     annotations = LvisAnnotations.load(data.train_json, data.image_root)
     validation = data.load_validation()
@@ -124,6 +125,7 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
             recipe.schedule.batch_size,
             recipe.data.n_workers,
             start_position,
+            own,
         )
 
     def evaluate_on_the_way(step: int) -> dict[str, float]:
@@ -187,9 +189,11 @@ def evaluate(
             "trained on others; evaluate it on those, or train it on these first"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        predictions = Path(scratch) if folder is None else folder / "predictions"
-        found = validate(detector, validation, recipe, predictions, progress=progress)
-    if folder is not None:
+        base = Path(processes.broadcast(scratch)) if folder is None else folder
+        found = validate(detector, validation, recipe, base / "predictions", progress=progress)
+        # The folder goes with the first process's block.
+        processes.wait_for_all()
+    if folder is not None and processes.rank() == 0:
         _write_json(folder / "results.json", found.to_dict())
     return found.result
 
@@ -206,7 +210,8 @@ class _DataPaths:
     @classmethod
     def of(cls, config: DataConfig) -> _DataPaths:
         if not config.train_json:
-            builtin = ensure_builtin_dataset(config.builtin_root)
+            with processes.first_before_others():
+                builtin = ensure_builtin_dataset(config.builtin_root)
             return cls(
                 train_json=builtin.train_json,
                 image_root=builtin.image_root,
@@ -239,7 +244,9 @@ def _check_same_categories(training: LvisAnnotations, validation: LvisAnnotation
 def _copy_paste(recipe: Recipe, annotations: LvisAnnotations) -> CopyPaste | None:
     if not recipe.paste.pool or recipe.selection.mode == "none":
         return None
-    pool = InstancePool.open(recipe.paste.pool).match(annotations.categories)
+    with processes.first_before_others():
+        # The first use of a large pool writes its index.
+        pool = InstancePool.open(recipe.paste.pool).match(annotations.categories)
     logger.info("pool: %d instances of %d categories", len(pool), len(pool.category_ids))
     sampler = CategoryBalancedSampler(pool, count_range=(0, recipe.paste.max_instances + 1))
     scale = NormalScale(statistics=ScaleStatistics.from_annotations(annotations.path))
@@ -262,8 +269,26 @@ def _initial_detector(recipe: Recipe, annotations: LvisAnnotations) -> nn.Module
     return detector
 
 
+def _own_samples(schedule: ScheduleConfig) -> range:
+    """Return which samples of a step are this process's."""
+    parts = processes.n_processes() * schedule.n_accumulate
+    if schedule.batch_size % parts:
+        raise ValueError(
+            f"schedule.batch_size={schedule.batch_size} cannot be shared evenly by "
+            f"{processes.n_processes()} processes in {schedule.n_accumulate} parts each; it is the "
+            f"number of images of all processes together: choose a multiple of {parts}"
+        )
+    return processes.share(schedule.batch_size)
+
+
 def _prepare_folder(folder: Path, recipe: Recipe) -> None:
     """Make the folder of a run and leave its recipe there, or check that it is the same run."""
+    with processes.first_before_others():
+        if processes.rank() == 0:
+            _check_or_save_recipe(folder, recipe)
+
+
+def _check_or_save_recipe(folder: Path, recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.json"
     if path.is_file():
@@ -296,7 +321,9 @@ def _finish(
     validation: LvisAnnotations | None,
 ) -> RunResult:
     """Write the trained detector, evaluate it, and sum the run up."""
-    save_detector(folder, detector, recipe.detector, [c.name for c in annotations.categories])
+    is_first = processes.rank() == 0
+    if is_first:
+        save_detector(folder, detector, recipe.detector, [c.name for c in annotations.categories])
     found = None
     if validation is not None:
         found = validate(detector, validation, recipe, folder / "predictions")
@@ -310,7 +337,8 @@ def _finish(
         "accepted_share": accepted_share,
         **({"evaluation": None} if found is None else found.to_dict()),
     }
-    _write_json(folder / "results.json", summary)
+    if is_first:
+        _write_json(folder / "results.json", summary)
     return RunResult(
         folder=folder,
         evaluation=None if found is None else found.result,

@@ -12,14 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bsgal_train import processes
-from bsgal_train.checkpoint import CheckpointFolder, TrainingState
+from bsgal_train.checkpoint import CheckpointFolder, TrainingState, check_same_model
 from bsgal_train.decision_log import Decision, DecisionLog
 from bsgal_train.metrics import MetricsLog
 from bsgal_train.optimizer_step import OptimizerStep
@@ -68,14 +68,14 @@ def step_seed(seed: int, step: int) -> int:
     return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
 
 
-def peak_learning_rate(recipe: Recipe, n_processes: int) -> float:
+def peak_learning_rate(recipe: Recipe) -> float:
     """Return the recipe's rate at the batch size it runs with, and log where that changes it.
 
     The rate of Adam goes with the root of the batch size (arXiv 2205.10287); the number of steps is
     the recipe's, whatever the batch.
     """
     config, meant = recipe.optimizer, recipe.optimizer.lr_batch_size
-    batch = recipe.schedule.batch_size * n_processes
+    batch = recipe.schedule.batch_size
     if meant in (0, batch):
         return config.lr
     lr = config.lr * math.sqrt(batch / meant)
@@ -134,7 +134,7 @@ class Trainer:
         self._update = OptimizerStep(
             self.detector, self.optimizer, self.recipe.optimizer, self.recipe.detector.precision
         )
-        self._lr = peak_learning_rate(self.recipe, processes.n_processes())
+        self._lr = peak_learning_rate(self.recipe)
         self._step = 0
         self._position = 0
 
@@ -184,10 +184,12 @@ class Trainer:
                     self.detector.train()
                     logged, n_logged = time.monotonic(), step
                     scoring_s = busy_s = 0.0
-                if last or stop.is_set() or step % self.recipe.checkpoint.every == 0:
+                # One process may have been told to stop; all do, after the same step.
+                stops = processes.total(stop.is_set()) > 0
+                if last or stops or step % self.recipe.checkpoint.every == 0:
                     decisions.flush(step)
                     path = self._save()
-                    if stop.is_set() and not last:
+                    if stops and not last:
                         raise TrainingInterruptedError(
                             f"stopped after step {step} of {schedule.n_steps}; saved {path}; "
                             "the same command goes on from there"
@@ -221,8 +223,11 @@ class Trainer:
             _check_finite(step, part, selected.losses)
             self._update.backward(total / n_parts)
             found += selected.decisions
-            _add(values, {"loss": total, **selected.losses}, n_parts)
+            losses = {"loss": total, **selected.losses}
+            _add(values, losses, n_parts)
             _merge(values, selected.statistics)
+        # Before unscaling, so that an overflow in one process is seen by all.
+        processes.average_gradients(self.detector.parameters())
         self._update.unscaled_gradients()
         norm = self._update.clip()
         if not self._update.may_overflow:
@@ -230,31 +235,45 @@ class Trainer:
         self._update.apply()
         decisions.add(found)
         self._step = step
-        self._position = samples[-1].position + 1
+        self._position += self.recipe.schedule.batch_size
+        values |= {name: processes.mean(values[name]) for name in losses}
         return {**values, "lr": lr, "gradient_norm": float(norm)}
 
     def _save(self) -> Path:
-        return self._checkpoints.save(
-            TrainingState(
-                step=self._step,
-                position=self._position,
-                model=self.detector.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                optimizer_step=self._update.state_dict(),
-                selection=self.selection.state_dict(),
+        """Write a checkpoint in the first process; the others hold the same state."""
+        with processes.first_before_others():
+            if processes.rank() != 0:
+                return self._checkpoints.path(self._step)
+            return self._checkpoints.save(
+                TrainingState(
+                    step=self._step,
+                    position=self._position,
+                    model=self.detector.state_dict(),
+                    states={name: part.state_dict() for name, part in self._stateful().items()},
+                )
             )
-        )
 
     def _resume(self) -> None:
-        state = self._checkpoints.load_newest()
-        if state is None:
+        """Go on from the newest checkpoint that the first process can read."""
+        state = self._checkpoints.load_newest() if processes.rank() == 0 else None
+        step = processes.broadcast(None if state is None else state.step)
+        if step is None:
             return
+        state = state or self._checkpoints.load(step)
+        check_same_model(
+            state.model,
+            self.detector.state_dict(),
+            f"the checkpoint {self._checkpoints.path(step)}",
+        )
         self.detector.load_state_dict(state.model)
-        self.optimizer.load_state_dict(state.optimizer)
-        self._update.load_state_dict(state.optimizer_step)
-        self.selection.load_state_dict(state.selection)
+        for name, part in self._stateful().items():
+            part.load_state_dict(state.states[name])
         self._step, self._position = state.step, state.position
         logger.info("going on from step %d", self._step)
+
+    def _stateful(self) -> dict[str, Any]:
+        """Return what a step depends on beside the detector, by its name in checkpoints."""
+        return {"optimizer": self.optimizer, "update": self._update, "selection": self.selection}
 
 
 # Statistics that count something in every part of a step; of the others, the last part's hold.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,10 @@ def validate(
         process=rank,
         n_processes=n_processes,
     )
+    with processes.first_before_others():
+        # Shards of an earlier evaluation, perhaps by more processes.
+        for shard in folder.glob("process-*") if rank == 0 else ():
+            shutil.rmtree(shard)
     with PredictionWriter(folder, rank, n_processes) as writer:
         predict_each(
             detector,
@@ -88,6 +93,8 @@ def validate(
     n_skipped = int(processes.total(sum(loader.skipped.values())))
     if n_skipped:
         logger.warning("%d validation images could not be read and count as empty", n_skipped)
-    own = [evaluate_lvis(annotations.path, PredictionShards(folder))] if rank == 0 else []
-    (result,) = processes.gather(own)[0]
+    # Not before all shards are written, which the total above has waited for.
+    result = evaluate_lvis(annotations.path, PredictionShards(folder)) if rank == 0 else None
+    result = processes.broadcast(result)
+    assert result is not None, "the first process has evaluated"
     return Validation(result=result, n_skipped_images=n_skipped)

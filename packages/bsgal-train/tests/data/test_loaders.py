@@ -69,6 +69,24 @@ def test_the_number_of_worker_processes_changes_nothing(annotations, mapper, sam
     assert [list(map(fingerprint, b)) for b in alone] == [list(map(fingerprint, b)) for b in shared]
 
 
+def test_processes_share_each_batch_and_nothing_else_changes(annotations, mapper, sampler):
+    whole = take(3, annotations, mapper, sampler, 4, 0, 8)
+    shares = [
+        take(3, annotations, mapper, sampler, 4, 0, 8, own) for own in (range(2), range(2, 4))
+    ]
+    joined = [first + second for first, second in zip(*shares, strict=True)]
+    assert [list(map(fingerprint, b)) for b in joined] == [list(map(fingerprint, b)) for b in whole]
+
+
+def test_processes_share_the_test_images(annotations):
+    def images(process):
+        loader = build_test_loader(annotations, batch_size=2, process=process, n_processes=2)
+        return loader.n_images, [[one["image_id"] for one in batch] for batch in loader]
+
+    assert images(0) == (3, [[1, 3], [5]])
+    assert images(1) == (3, [[2, 4], [6]])
+
+
 def test_skipped_images_are_counted_and_logged_once(tmp_path, write_dataset, caplog):
     broken = write_dataset(tmp_path, [[(42, 4, 4, 20, 20)]] * 4)
     (tmp_path / "1.png").write_bytes(b"broken")

@@ -86,16 +86,18 @@ def build_train_loader(
     batch_size: int,
     n_workers: int,
     start_position: int = 0,
+    own: range | None = None,
 ) -> TrainLoader:
-    """Build the loader of a run.
+    """Build the loader of a run, or of one of its processes.
 
     Args:
         annotations: The training images.
         mapper: Makes a sample.
         sampler: Chooses the image at each position.
-        batch_size: Samples per list.
+        batch_size: Samples of a step.
         n_workers: Loader processes; 0 loads in this process. The samples are the same.
         start_position: Position of the first sample: where a run is resumed.
+        own: Which samples of each step, counted from 0, are this process's; None: all.
 
     Raises:
         ValueError: `sampler` was made for another number of images.
@@ -105,7 +107,7 @@ def build_train_loader(
             f"`sampler` has {sampler.n_images} repeat factors, but {annotations.path} has "
             f"{len(annotations.images)} images; compute them from the same annotations"
         )
-    places = _Places(sampler, batch_size, start_position)
+    places = _Places(sampler, batch_size, start_position, own or range(batch_size))
     return TrainLoader(_data_loader(_TrainingSet(mapper), places, n_workers))
 
 
@@ -147,14 +149,17 @@ def _count(skipped: Counter[str], message: str) -> None:
 class _Places(torch.utils.data.Sampler[list[Place]]):
     """Give the places of batch after batch."""
 
-    def __init__(self, sampler: RepeatFactorSampler, batch_size: int, start_position: int) -> None:
+    def __init__(
+        self, sampler: RepeatFactorSampler, batch_size: int, start_position: int, own: range
+    ) -> None:
         self._sampler = sampler
         self._batch_size = batch_size
         self._start_position = start_position
+        self._own = own
 
     def __iter__(self) -> Iterator[list[Place]]:
         for start in itertools.count(self._start_position, self._batch_size):
-            positions = range(start, start + self._batch_size)
+            positions = [start + number for number in self._own]
             yield [(position, self._sampler.image_index(position)) for position in positions]
 
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
+from bsgal_train import processes
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import recorded
 from bsgal_train.recipe import Recipe
@@ -88,7 +89,7 @@ class BatchSelection:
             losses=losses,
             decisions=decision_rows(step, samples, "batch", [judgement]),
             statistics={
-                "n_pasted": float(len(groups) if judgement.trains else 0),
+                "n_pasted": processes.total(len(groups) if judgement.trains else 0),
                 **self._judge.statistics([judgement]),
                 "scoring_s": (refreshed - began) + (scored - ran),
             },

@@ -131,13 +131,13 @@ class Judge:
         `accepted_share` and the counts are those of the whole run.
         """
         values: dict[str, float] = {}
-        scores = [
-            j.decision.contribution for j in judgements if j.decision.contribution is not None
-        ]
+        own = [(j.decision.contribution, j.decision.threshold) for j in judgements]
+        judged = [one for listed in processes.gather(own) for one in listed]
+        scores = [contribution for contribution, _ in judged if contribution is not None]
         if scores:
             values["contribution"] = float(np.mean(scores))
-        if judgements:
-            values["threshold"] = float(np.mean([j.decision.threshold for j in judgements]))
+        if judged:
+            values["threshold"] = float(np.mean([threshold for _, threshold in judged]))
         share = self.accepted_share
         if share is not None:
             values["accepted_share"] = share

@@ -79,7 +79,7 @@ class OracleSelection:
             losses=losses_without(losses, rows, [s.pasted for s in samples], rejected),
             decisions=decision_rows(step, samples, "instance", judgements),
             statistics={
-                "n_pasted": float(sum(judgement.trains for judgement in judgements)),
+                "n_pasted": processes.total(sum(judgement.trains for judgement in judgements)),
                 **self._judge.statistics(judgements),
                 "scoring_s": tried - began,
             },

@@ -52,6 +52,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bsgal_score import GradientCache
+from bsgal_train import processes
 from bsgal_train.detector import training_losses
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import Selected
@@ -112,7 +113,7 @@ class PaperSelection:
             losses=losses,
             decisions=decision_rows(step, samples, "batch", [judgement]),
             statistics={
-                "n_pasted": float(len(groups) if judgement.trains else 0),
+                "n_pasted": processes.total(len(groups) if judgement.trains else 0),
                 **self._judge.statistics([judgement]),
                 "scoring_s": scored - began,
             },

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from bsgal_train import processes
 from bsgal_train.detector import training_losses
 from bsgal_train.recipe import Precision
 from bsgal_train.selection.base import Selected
@@ -53,7 +54,7 @@ class AlwaysPaste(_Stateless):
         inputs = [sample.pasted for sample in samples]
         return Selected(
             losses=training_losses(detector, inputs, self._precision, seed, _keys(samples)),
-            statistics={"n_pasted": float(sum(len(sample.pastes) for sample in samples))},
+            statistics={"n_pasted": processes.total(sum(len(sample.pastes) for sample in samples))},
         )
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
+from bsgal_train import processes
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import recorded
 from bsgal_train.recipe import Recipe
@@ -79,7 +80,7 @@ class RandomSelection:
             losses=losses,
             decisions=decision_rows(step, samples, granularity, judgements),
             statistics={
-                "n_pasted": float(sum(accept for one in per_image for accept in one)),
+                "n_pasted": processes.total(sum(accept for one in per_image for accept in one)),
                 **self._judge.statistics(judgements),
             },
         )
