@@ -183,9 +183,10 @@ class DetectorConfig:
         for name in ("federated_classes", "image_px", "image_short_px"):
             _require(getattr(self, name) >= 0, f"detector.{name} must be at least 0")
         _require(
-            self.backbone_norm != "frozen" or bool(self.backbone_weights),
+            self.backbone_norm != "frozen" or bool(self.backbone_weights) or self.init != "random",
             "detector.backbone_norm=frozen keeps the statistics of trained weights: set "
-            "detector.backbone_weights, or detector.backbone_norm=group to train without",
+            "detector.backbone_weights or detector.init, or detector.backbone_norm=group to train "
+            "without",
         )
 
 
@@ -195,9 +196,9 @@ class OptimizerConfig:
 
     Attributes:
         lr: peak learning rate.
-        lr_batch_size: batch size that `lr` is meant for. With another one, over all processes,
-            the rate is multiplied by the root of their ratio, as is usual for Adam, and the log
-            says so; 0 takes `lr` as it is.
+        lr_batch_size: batch size that `lr` is meant for. With another one, the rate is multiplied
+            by the root of their ratio, as is usual for Adam, and the log says so; 0 takes `lr` as
+            it is.
         weight_decay: decoupled weight decay of matrices and kernels.
         decay_all: norms and biases decay too.
         clip_norm: limit of the gradient.
@@ -231,7 +232,7 @@ class ScheduleConfig:
 
     Attributes:
         n_steps: optimizer steps.
-        batch_size: images per step.
+        batch_size: images per step, of all processes together.
         n_accumulate: parts that a step's images are run in, one after the other, to save memory;
             divides `batch_size`. Every part is judged by itself, as in a run of as many processes
             without a joint verdict.

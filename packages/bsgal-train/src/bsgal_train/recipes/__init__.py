@@ -1,4 +1,4 @@
-"""Recipes by name: each module here defines one `recipe`."""
+"""Recipes by name: each public module here defines one `recipe`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ __all__ = ["load_recipe", "recipe_names"]
 
 def recipe_names() -> tuple[str, ...]:
     """Return the names of the recipes that come with the package."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    names = (module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
 
 
 def load_recipe(name: str) -> Recipe:

@@ -1,0 +1,23 @@
+"""LVIS v1, `lvis_r50_baseline` continued with a verdict for every pasted instance.
+
+As `lvis_r50_bsgal_paper` in all but the selection. The reference is the real objects of each batch
+and, every 16 steps, real images of the pasted categories: a batch of 16 rarely holds rare ones.
+"""
+
+import dataclasses
+
+from bsgal_train.recipe import Recipe, SelectionConfig
+from bsgal_train.recipes import _lvis
+
+recipe = Recipe(
+    data=_lvis.data(crop_px=640, n_workers=8),
+    detector=dataclasses.replace(_lvis.R50, init="runs/lvis_r50_baseline", backbone_weights=""),
+    # 90,000 steps of 16 images are 1.44 M images: 14 passes over the 100,170 training images.
+    schedule=_lvis.schedule(n_steps=90_000, batch_size=16),
+    optimizer=_lvis.optimizer(batch_size=16),
+    paste=_lvis.PASTE,
+    selection=SelectionConfig(
+        mode="instance", reference="hybrid", refresh_every=16, decay=0.9, rowwise=True
+    ),
+    checkpoint=_lvis.CHECKPOINT,
+)

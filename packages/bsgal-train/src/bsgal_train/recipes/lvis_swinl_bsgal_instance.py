@@ -1,0 +1,17 @@
+"""LVIS v1, CenterNet2 with Swin-L, a verdict for every pasted instance; from ImageNet-22K."""
+
+from bsgal_train.recipe import Recipe, SelectionConfig
+from bsgal_train.recipes import _lvis
+
+recipe = Recipe(
+    data=_lvis.data(crop_px=896, n_workers=16),
+    detector=_lvis.SWIN_L,
+    # 180,000 steps of 16 images are 2.88 M images: 29 passes over the 100,170 training images.
+    schedule=_lvis.schedule(n_steps=180_000, batch_size=16),
+    optimizer=_lvis.optimizer(batch_size=16),
+    paste=_lvis.PASTE,
+    selection=SelectionConfig(
+        mode="instance", reference="hybrid", refresh_every=16, decay=0.9, rowwise=True
+    ),
+    checkpoint=_lvis.CHECKPOINT,
+)
