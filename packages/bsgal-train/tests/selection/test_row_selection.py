@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bsgal_train.data import ClassMatchedReference, TrainingSample
 from bsgal_train.data.samples import REAL
-from bsgal_train.detector import training_losses
+from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.detector.row_losses import BACKGROUND, RowLosses, recorded
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection
@@ -22,7 +22,10 @@ KEYS = [0, 1]
 def build(
     detector: Any, reference: ClassMatchedReference, mode: Any = "instance", /, **options: Any
 ) -> SelectionStep:
-    recipe = Recipe(selection=SelectionConfig(mode=mode, **options), paste=PasteConfig(pool="pool"))
+    recipe = Recipe(
+        selection=SelectionConfig(mode=mode, **{"layers": "heads", **options}),
+        paste=PasteConfig(pool="pool"),
+    )
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
     return build_selection(recipe, detector, reference, optimizer)
 
@@ -50,8 +53,12 @@ def head_parameters(detector: Any) -> dict[str, Tensor]:
     }
 
 
-def flat_gradient(loss: Tensor, detector: Any) -> Tensor:
-    parameters = list(head_parameters(detector).values())
+def flat_gradient(loss: Tensor, detector: Any, layers: str) -> Tensor:
+    parameters = [
+        parameter
+        for name, parameter in head_parameters(detector).items()
+        if layers == "heads" or "predictor" in name
+    ]
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     return torch.cat(
         [
@@ -66,10 +73,12 @@ def share(rows: list[RowLosses], chosen: Any) -> Tensor:
     return torch.stack([r.total(chosen(r.rows)) for r in rows if r.kind in kinds]).sum()
 
 
-def expected_dots(detector: Any, samples: list[TrainingSample]) -> list[tuple[float, float] | None]:
+def expected_dots(
+    detector: Any, samples: list[TrainingSample], layers: str = "heads"
+) -> list[tuple[float, float] | None]:
     """Return dot product and cosine with the real rows of each pasted object, one by one."""
     _, rows = record(detector, samples)
-    real = flat_gradient(share(rows, lambda r: r.source == REAL), detector)
+    real = flat_gradient(share(rows, lambda r: r.source == REAL), detector, layers)
     found: list[tuple[float, float] | None] = []
     for position, sample in enumerate(samples):
         for number in range(len(sample.pastes)):
@@ -79,6 +88,7 @@ def expected_dots(detector: Any, samples: list[TrainingSample]) -> list[tuple[fl
                     lambda r, p=position, n=number: (r.image == p) & (r.source == n),
                 ),
                 detector,
+                layers,
             )
             dot = float(real @ own)
             norm = float(real.norm() * own.norm())
@@ -87,12 +97,17 @@ def expected_dots(detector: Any, samples: list[TrainingSample]) -> list[tuple[fl
 
 
 @pytest.mark.parametrize("form", ["cosine", "dot"])
+@pytest.mark.parametrize("layers", ["heads", "last"])
 def test_contributions_are_those_of_one_gradient_per_instance(
-    form: Any, detector: Any, reference: ClassMatchedReference, samples: list[TrainingSample]
+    form: Any,
+    layers: str,
+    detector: Any,
+    reference: ClassMatchedReference,
+    samples: list[TrainingSample],
 ) -> None:
-    expected = expected_dots(detector, samples)
+    expected = expected_dots(detector, samples, layers)
 
-    selected = run(build(detector, reference, form=form), detector, samples)
+    selected = run(build(detector, reference, form=form, layers=layers), detector, samples)
 
     found = [row.contribution for row in selected.decisions]
     assert len(found) == sum(len(s.pastes) for s in samples) >= 2
@@ -387,3 +402,21 @@ def test_the_oracle_logs_exact_differences(
     assert by_step["alone"] != by_step["in_batch"]
     for found in by_step.values():
         assert any(value is not None and value != 0 for value in found)
+
+
+@pytest.mark.parametrize("mode", ["instance", "image", "batch", "paper", "paste_random", "oracle"])
+def test_a_cascade_takes_part_in_every_mode(
+    mode: str, tiny_recipe: Recipe, reference: ClassMatchedReference, samples: list[TrainingSample]
+) -> None:
+    recipe = tiny_recipe.override(
+        "detector.architecture=centernet2", "detector.federated_classes=2"
+    )
+    torch.manual_seed(0)
+    cascade = build_detector(recipe.detector, n_classes=3, image_counts=[3, 4, 5])
+
+    selected = run(build(cascade, reference, mode, reference="hybrid"), cascade, samples)
+
+    assert all(loss.isfinite() for loss in selected.losses.values())
+    assert len(selected.decisions) == sum(len(s.pastes) for s in samples)
+    if mode != "paste_random":
+        assert all(row.contribution is not None for row in selected.decisions)

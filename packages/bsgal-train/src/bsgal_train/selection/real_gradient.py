@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -23,14 +23,29 @@ CLASS_ROWS = ("*.cls_score.*",)
 """Parameters with one row per class."""
 
 
-def head_modules(detector: Any, kinds: Sequence[LossKind]) -> dict[str, nn.Module]:
-    """Return the region heads, by name in the detector, that some losses are made in."""
-    names = []
+def head_modules(
+    detector: Any, kinds: Sequence[LossKind], layers: Literal["last", "heads"]
+) -> dict[str, nn.Module]:
+    """Return the modules, by name in the detector, whose gradients are compared.
+
+    Args:
+        detector: whose region heads are the box head and predictor (or lists of them) and the mask
+            head with its last layer `predictor`.
+        kinds: losses that count.
+        layers: the last layers only, or all of the heads.
+    """
+    roi_heads = detector.roi_heads
+    found: dict[str, nn.Module] = {}
     if "cls" in kinds or "box" in kinds:
-        names += ["box_head", "box_predictor"]
+        found["roi_heads.box_predictor"] = roi_heads.box_predictor
+        if layers == "heads":
+            found["roi_heads.box_head"] = roi_heads.box_head
     if "mask" in kinds:
-        names.append("mask_head")
-    return {f"roi_heads.{name}": getattr(detector.roi_heads, name) for name in names}
+        if layers == "heads":
+            found["roi_heads.mask_head"] = roi_heads.mask_head
+        else:
+            found["roi_heads.mask_head.predictor"] = roi_heads.mask_head.predictor
+    return found
 
 
 class HeadCache:
@@ -57,7 +72,7 @@ class HeadCache:
         self._kinds = tuple(kinds)
         self._precision = precision
         self._rowwise = config.rowwise
-        self.modules = head_modules(detector, kinds)
+        self.modules = head_modules(detector, kinds, config.layers)
         self.parameters = {
             f"{prefix}.{name}": parameter
             for prefix, module in self.modules.items()

@@ -1,8 +1,9 @@
 """`instance` and `image`: score every unit of a step from one backward pass through the heads.
 
-One forward pass on the pasted images, in which the region heads are recorded. One backward pass
-through the heads only gives the gradient of the real objects' rows, which feeds the cache, and the
-contribution of every unit to the loss on real data (ghost scoring, see `bsgal_score.GhostScorer`):
+One forward pass on the pasted images, in which the region heads' last layers (or all of their
+layers) are recorded. One backward pass down to these layers gives the gradient of the real objects'
+rows, which feeds the cache, and the contribution of every unit to the loss on real data (ghost
+scoring, see `bsgal_score.GhostScorer`):
 a unit is a pasted object, or all pasted objects of an image. Then one full backward pass:
 
 - `instance`: on the same graph, with the rejected objects' proposals and anchors giving no loss at
@@ -17,7 +18,8 @@ A unit's gradient is that of the rows matched to its objects, so one without any
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -67,7 +69,7 @@ class RowSelection:
         self._kinds = config.effective_losses
         self._real = HeadCache(detector, reference, config, self._kinds, self._precision)
         self._scorer = GhostScorer(list(self._real.modules.values()), self._real.cache)
-        self._judge = Judge(config, recipe.schedule.n_steps)
+        self._judge = Judge(config, recipe.schedule.n_judgements)
 
     def __call__(
         self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int
@@ -79,7 +81,7 @@ class RowSelection:
         refreshed = time.perf_counter()
         inputs = [sample.pasted for sample in samples]
         keys = [sample.position for sample in samples]
-        with self._scorer, recorded() as rows:
+        with self._recorded(), recorded() as rows:
             losses = training_losses(detector, inputs, self._precision, seed, keys)
             ran = time.perf_counter()
             contributions = self._score(samples, rows)
@@ -95,7 +97,7 @@ class RowSelection:
             losses=losses,
             decisions=decision_rows(step, samples, self._granularity, judgements),
             statistics={
-                "n_pasted": float(sum(judgement.trains for judgement in per_instance)),
+                "n_pasted": processes.total(sum(judgement.trains for judgement in per_instance)),
                 **self._judge.statistics(judgements),
                 "scoring_s": (refreshed - began) + (scored - ran),
             },
@@ -109,6 +111,23 @@ class RowSelection:
         """Go on from what `state_dict` returned."""
         self._real.cache.load_state_dict(state["cache"])
         self._judge.load_state_dict(state["judge"])
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Record from the first call of a scored layer on: recording is not free."""
+        with ExitStack() as stack:
+            begun = False
+
+            def begin(module: nn.Module, inputs: Any) -> None:
+                nonlocal begun
+                if not begun:
+                    begun = True
+                    stack.enter_context(self._scorer)
+
+            for scored in self._real.modules.values():
+                for module in scored.modules():
+                    stack.callback(module.register_forward_pre_hook(begin).remove)
+            yield
 
     def _score(
         self, samples: Sequence[TrainingSample], rows: Sequence[RowLosses]
