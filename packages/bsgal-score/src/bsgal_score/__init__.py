@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 from . import errors, ops
 from ._cache import GradientCache
-from ._distributed import joint_contribution
+from ._distributed import joint_contribution, joint_sketched_contribution
 from ._ghost import IGNORED, REFERENCE, GhostScorer, UnitScores
 from ._loss_difference import loss_difference
 from ._policies import FixedThreshold, LinearSchedule, PerGroup, Policy, QuantileThreshold
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "errors",
     "joint_contribution",
+    "joint_sketched_contribution",
     "loss_difference",
     "ops",
 ]

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import ops
-from ._distributed import average
+from ._distributed import any_process, average, averaged_copies, unite
 from ._sketch import CountSketch
 from ._step_model import StepModel
 from ._types import CacheSums, Implementation, TensorMetric
@@ -132,7 +132,13 @@ class GradientCache:
         """Return the cached tensor of one parameter (the cache's own memory: do not change it)."""
         return self._tensors[name]
 
-    def update(self, gradients: Gradients, rows: Rows | Mapping[str, Rows] | None = None) -> None:
+    def update(
+        self,
+        gradients: Gradients,
+        rows: Rows | Mapping[str, Rows] | None = None,
+        *,
+        group: dist.ProcessGroup | None = None,
+    ) -> None:
         """Blend reference gradients into the cache.
 
         Args:
@@ -140,12 +146,46 @@ class GradientCache:
                 None or absent counts as zeros. Names of excluded or frozen parameters are ignored.
             rows: Class indices present in the reference batch, for all `rowwise` tensors, or by
                 name; None means all. Rows of absent classes neither decay nor take anything in.
+            group: Processes that share the cache: all of them have to call, and all end up with
+                the cache of the mean of their gradients and the union of their `rows`, as one
+                process would that had seen everything. `exchanged_bytes` are reduced.
 
         Raises:
             GradientMismatchError: If a name is unknown or a gradient does not fit its parameter.
-            NonFiniteGradientError: If a gradient holds NaN or Inf; the cache is unchanged.
+            NonFiniteGradientError: If a gradient holds NaN or Inf, in any process of the group; no
+                cache is changed.
         """
-        self._pass(reference=self._in_order(gradients), candidate=None, rows=rows)
+        reference = self._in_order(gradients)
+        if group is None:
+            self._pass(reference=reference, candidate=None, rows=rows)
+            return
+        present = self._present_rows(rows)
+        self._raise_together_on_nonfinite(reference, group)
+        if not self._row_updates:
+            self._pass(reference=reference, candidate=None)
+            # The update is linear, so that the mean of the caches is the cache of the mean.
+            average(self._tensors.values(), group)
+            return
+        united = {
+            name: unite(own, len(self._row_updates[name]), group) for name, own in present.items()
+        }
+        averaged = averaged_copies(reference, self._tensors.values(), group)
+        self._pass(reference=averaged, candidate=None, rows=united)
+
+    @property
+    def exchanged_bytes(self) -> int:
+        """Bytes that each process hands to the network in one `update` with a group.
+
+        Those of the cache, and 8 for a flag. With `rowwise` tensors those of the gradients, in
+        float32 at least, and one for each row. `all_reduce` exchanges the cache alone.
+        """
+        if not self._row_updates:
+            return 8 + sum(t.numel() * t.element_size() for t in self._tensors.values())
+        wide = [
+            torch.promote_types(t.dtype, torch.float32).itemsize for t in self._tensors.values()
+        ]
+        n_bytes = sum(t.numel() * w for t, w in zip(self._tensors.values(), wide, strict=True))
+        return 8 + n_bytes + sum(len(updates) for updates in self._row_updates.values())
 
     def dot(self, gradients: Gradients) -> float:
         """Return ⟨c, k⟩: by how much a step along -k lowers L_ref, per unit learning rate.
@@ -275,13 +315,13 @@ class GradientCache:
             group: The processes, for example `torch.distributed.group.WORLD`.
 
         Raises:
-            ValueError: If there are row-wise tensors: their rows differ between processes, so
-                average the gradients and unite the rows before `update` instead.
+            ValueError: If there are row-wise tensors: processes saw different classes, so that
+                caches cannot be averaged afterwards; `update` with a group does it before.
         """
         if self._row_updates:
             raise ValueError(
                 "a cache with `rowwise` tensors cannot be averaged, since processes saw different "
-                "classes; average the gradients and unite the rows before `update`"
+                "classes; pass `group` to `update` instead"
             )
         average(self._tensors.values(), group)
 
@@ -428,6 +468,22 @@ class GradientCache:
                 )
             present[name] = indices
         return present
+
+    def _raise_together_on_nonfinite(
+        self, reference: list[Tensor | None], group: dist.ProcessGroup
+    ) -> None:
+        """Raise in all processes if one has NaN or Inf, lest the others wait for it forever."""
+        if not self.check_finite:
+            return
+        problem = None
+        try:
+            self._raise_on_nonfinite(reference)
+        except NonFiniteGradientError as error:
+            problem = error
+        if any_process(problem is not None, group):
+            raise problem or NonFiniteGradientError(
+                "the reference gradient of another process holds NaN or Inf; no cache was changed"
+            )
 
     def _raise_on_nonfinite(self, reference: list[Tensor | None]) -> None:
         # A sum is the cheapest read of all elements; it is not finite if one of them is not.

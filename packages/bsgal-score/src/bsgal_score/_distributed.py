@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -22,6 +24,35 @@ def any_process(flag: bool, group: dist.ProcessGroup) -> bool:
     flags = torch.tensor([float(flag)], dtype=torch.float64, device=_device(group))
     dist.all_reduce(flags, group=group)
     return bool(flags[0] > 0)
+
+
+def averaged_copies(
+    tensors: Iterable[Tensor | None], like: Iterable[Tensor], group: dist.ProcessGroup
+) -> list[Tensor | None]:
+    """Return the means of tensors over the processes of `group`; None counts as zeros.
+
+    Args:
+        tensors: One entry per entry of `like`, or None.
+        like: Tensors of the shapes and layouts to reduce, the same in all processes.
+        group: The processes.
+    """
+    copies: list[Tensor | None] = []
+    for tensor, pattern in zip(tensors, like, strict=True):
+        dtype = torch.promote_types(pattern.dtype, torch.float32)
+        copy = torch.zeros_like(pattern, dtype=dtype)
+        if tensor is not None:
+            copy.copy_(tensor)
+        average([copy], group)
+        copies.append(copy)
+    return copies
+
+
+def unite(rows: Tensor, n_rows: int, group: dist.ProcessGroup) -> Tensor:
+    """Return the sorted row indices that at least one process of `group` has; `n_rows` bytes."""
+    present = torch.zeros(n_rows, dtype=torch.uint8, device=_device(group))
+    present[rows.to(present.device)] = 1
+    dist.all_reduce(present, op=dist.ReduceOp.MAX, group=group)
+    return present.nonzero().flatten().to(rows.device)
 
 
 def joint_contribution(
@@ -49,6 +80,56 @@ def joint_contribution(
     dist.all_reduce(sums, group=chosen)
     total, n_found = sums.tolist()
     return total / n_found if n_found else None
+
+
+def joint_sketched_contribution(
+    cache_sketch: Tensor,
+    candidate_sketch: Tensor | None,
+    form: Literal["cosine", "dot"] = "cosine",
+    group: dist.ProcessGroup | None = None,
+) -> float | None:
+    """Return one contribution of all processes' candidates to all processes' references.
+
+    For processes that each keep a cache of their own: sketches are linear, so the mean of theirs is
+    the sketch of the mean cache, and likewise for candidates. The estimate of ⟨c̄, k̄⟩, or of its
+    cosine, holds the products of one process's cache with another's candidate, which no mean of
+    their own contributions does, at the price of two sketches instead of a cache: 8 bytes times
+    the width of a sketch cross the network. Every process has to call it, and all get the same.
+
+    Args:
+        cache_sketch: From `GradientCache.update_and_sketch` or `CountSketch.sketch`, (width,).
+        candidate_sketch: This process's candidate gradient, by the same sketcher; None is zero.
+        form: `"cosine"` or `"dot"`; the error of an estimate is `CountSketch.error_bound`.
+        group: The processes; None means all.
+
+    Returns:
+        The contribution; None if a side is zero everywhere (no evidence), NaN if not finite.
+
+    Raises:
+        ValueError: If the two sketches have different shapes, or `form` is another.
+        RuntimeError: If torch.distributed is not initialised.
+    """
+    if form not in ("cosine", "dot"):
+        raise ValueError(f"`form` must be 'cosine' or 'dot', got {form!r}")
+    if candidate_sketch is not None and candidate_sketch.shape != cache_sketch.shape:
+        raise ValueError(
+            f"`candidate_sketch` must have the shape {tuple(cache_sketch.shape)} of "
+            f"`cache_sketch`, got {tuple(candidate_sketch.shape)}"
+        )
+    chosen = dist.group.WORLD if group is None else group
+    if chosen is None:
+        raise RuntimeError("call torch.distributed.init_process_group first")
+    if candidate_sketch is None:
+        candidate_sketch = torch.zeros_like(cache_sketch)
+    both = torch.stack([cache_sketch.float(), candidate_sketch.float()]).to(_device(chosen))
+    average([both], chosen)
+    c, k = both.double().unbind()
+    dot, c_norm, k_norm = float(c @ k), float(c.norm()), float(k.norm())
+    if not (math.isfinite(dot) and math.isfinite(c_norm) and math.isfinite(k_norm)):
+        return math.nan
+    if c_norm == 0 or k_norm == 0:
+        return None
+    return dot if form == "dot" else max(-1.0, min(1.0, dot / (c_norm * k_norm)))
 
 
 def _device(group: dist.ProcessGroup) -> torch.device:

@@ -224,7 +224,7 @@ class GhostScorer:
             rows: Classes present in the reference rows, as in `GradientCache.update`.
             group: Processes that share the cache, for example `torch.distributed.group.WORLD`; all
                 of them have to call `score`, and each scores its own units against the mean cache.
-                As many bytes as the cache holds are reduced. None: this process alone.
+                `cache.exchanged_bytes` and 8 more are reduced. None: this process alone.
 
         Raises:
             ValueError: If nothing was recorded, or `unit_index` does not fit the recorded calls.
@@ -263,9 +263,7 @@ class GhostScorer:
                 if step is not None and step.curvature is not None and update_cache:
                     step.curvature.update(_reference_rows(reached))
                 if update_cache and has_reference:
-                    self.cache.update(_gradients(reached, REFERENCE), rows=rows)
-                    if group is not None:
-                        self.cache.all_reduce(group)
+                    self.cache.update(_gradients(reached, REFERENCE), rows=rows, group=group)
                 return self._score_units(reached, indices, n_units, norms=norms, step=step)
 
     def _sort_out_layers(self) -> tuple[dict[str, Tensor], dict[nn.Module, dict[str, str]]]:
