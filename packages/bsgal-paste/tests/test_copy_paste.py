@@ -17,7 +17,7 @@ from bsgal_paste import (
     ScaleStatistics,
     UniformScale,
 )
-from bsgal_paste._cutout import reshape_rgba
+from bsgal_paste._cutout import reshape_weighted, weighted_by_alpha
 
 
 def parameters(n: int = 1, **changes) -> PasteParameters:
@@ -134,7 +134,7 @@ def test_transparent_colours_do_not_bleed_into_the_edge():
     rgba[...] = (0, 255, 0, 0)
     rgba[16:45, 16:45] = (200, 30, 10, 255)
     for size in ((23, 17), (100, 90)):
-        resized = reshape_rgba(rgba, *size)
+        resized = reshape_weighted(weighted_by_alpha(rgba), *size)
         visible = resized[resized[..., 3] > 0].astype(int)
         # What a colour is worth in the picture: a pixel that is hardly there may be a little off.
         weight = visible[:, 3:] / 255

@@ -15,7 +15,7 @@ from bsgal_paste import (
     VisibleShare,
 )
 from bsgal_paste._colour import change_colours
-from bsgal_paste._cutout import reshape_rgba
+from bsgal_paste._cutout import reshape_weighted, weighted_by_alpha
 
 SCALE = UniformScale(scale_range=(0.2, 0.6))
 
@@ -39,7 +39,7 @@ def corner() -> np.ndarray:
 
 @pytest.mark.parametrize(("angle", "turns"), [(90, 1), (180, 2), (-90, 3)])
 def test_a_turn_is_counter_clockwise(angle, turns):
-    turned = reshape_rgba(corner(), 30, 30, angle_deg=angle)
+    turned = reshape_weighted(weighted_by_alpha(corner()), 30, 30, angle_deg=angle)
     assert np.abs(np.array(turned.shape[:2]) - 30).max() <= 1
     expected = np.rot90(corner(), turns)
     middles = turned[7::15, 7::15][:2, :2, 0] > 128
@@ -47,16 +47,16 @@ def test_a_turn_is_counter_clockwise(angle, turns):
 
 
 def test_mirroring_comes_after_turning():
-    both = reshape_rgba(corner(), 30, 30, angle_deg=90, flip=True)
-    turned = reshape_rgba(corner(), 30, 30, angle_deg=90)
+    both = reshape_weighted(weighted_by_alpha(corner()), 30, 30, angle_deg=90, flip=True)
+    turned = reshape_weighted(weighted_by_alpha(corner()), 30, 30, angle_deg=90)
     np.testing.assert_array_equal(both, turned[:, ::-1])
 
 
 @pytest.mark.parametrize("angle", [-30, 7, 45])
 def test_a_turned_object_keeps_its_area_and_fills_its_box(angle, disc):
     rgba = disc(60, 40, (200, 100, 50))
-    turned = reshape_rgba(rgba, 60, 90, angle_deg=angle)
-    straight = reshape_rgba(rgba, 60, 90)
+    turned = reshape_weighted(weighted_by_alpha(rgba), 60, 90, angle_deg=angle)
+    straight = reshape_weighted(weighted_by_alpha(rgba), 60, 90)
     assert turned[..., 3].sum(dtype=int) == pytest.approx(straight[..., 3].sum(dtype=int), rel=0.01)
     seen = turned[..., 3] > 0
     assert seen.any(axis=0)[[0, -1]].all()

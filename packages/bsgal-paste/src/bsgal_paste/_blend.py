@@ -80,11 +80,11 @@ def _faded(cutout: Cutout, image_hw: tuple[int, int]) -> npt.NDArray[np.float32]
 def _fitted(image: ByteArray, cutout: Cutout) -> ByteArray:
     """Solve for the cutout's colours inside its label mask, the surroundings held fixed."""
     margin = (_POISSON_MARGIN_PX,) * 4
-    window = (
-        slice(cutout.rows.start, cutout.rows.stop + 2 * _POISSON_MARGIN_PX),
-        slice(cutout.columns.start, cutout.columns.stop + 2 * _POISSON_MARGIN_PX),
+    rows, columns = (
+        np.clip(np.arange(axis.start - margin[0], axis.stop + margin[0]), 0, side - 1)
+        for axis, side in zip((cutout.rows, cutout.columns), image.shape, strict=False)
     )
-    below = cv2.copyMakeBorder(image, *margin, cv2.BORDER_REPLICATE)[window]
+    below = image[rows[:, None], columns]
     mask = cv2.copyMakeBorder(cutout.label_mask * _OPAQUE, *margin, cv2.BORDER_CONSTANT, value=0)
     above = _spread(cv2.copyMakeBorder(cutout.rgb, *margin, cv2.BORDER_REPLICATE), mask)
     # OpenCV takes a rim away; widened first, the label mask is what is left.
@@ -92,7 +92,7 @@ def _fitted(image: ByteArray, cutout: Cutout) -> ByteArray:
     # It puts the centre of the mask's bounding box at the given point.
     x, y, width, height = cv2.boundingRect(mask)
     centre = x + width // 2, y + height // 2
-    fitted = cv2.seamlessClone(above, np.ascontiguousarray(below), mask, centre, cv2.NORMAL_CLONE)
+    fitted = cv2.seamlessClone(above, below, mask, centre, cv2.NORMAL_CLONE)
     inside = (slice(_POISSON_MARGIN_PX, -_POISSON_MARGIN_PX),) * 2
     return np.ascontiguousarray(fitted[inside], dtype=np.uint8)
 

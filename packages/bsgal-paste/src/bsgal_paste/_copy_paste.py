@@ -12,7 +12,7 @@ from bsgal_paste._apply import PasteResult, RemovalReason, RemovedInstance, appl
 from bsgal_paste._arrays import BoolArray, FloatArray, IntArray
 from bsgal_paste._blend import BLEND_MODES, BlendMode
 from bsgal_paste._colour import ColourJitter, change_colours
-from bsgal_paste._cutout import Cutout, place, reshape_rgba
+from bsgal_paste._cutout import Cutout, place, reshape_weighted
 from bsgal_paste._donors import DonorParameters, Donors, donor_cutouts
 from bsgal_paste._pool import InstancePool, PoolInstance
 from bsgal_paste._samplers import Sampler
@@ -258,7 +258,7 @@ class CopyPaste:
         self, position: int, i: int, parameters: PasteParameters, image_hw: tuple[int, int]
     ) -> Cutout | RemovalReason:
         try:
-            instance = self.pool.read(position)
+            instance = self.pool.read_weighted(position)
         except CorruptInstanceError:
             if self.on_corrupt == "raise":
                 raise
@@ -270,7 +270,7 @@ class CopyPaste:
             return "too_small"
         if width >= image_hw[1] or height >= image_hw[0]:
             return "too_large"
-        rgba = reshape_rgba(
+        rgba = reshape_weighted(
             instance.rgba,
             width,
             height,
@@ -279,20 +279,20 @@ class CopyPaste:
         )
         if parameters.colours is not None:
             rgba = change_colours(rgba, parameters.colours[i])
-        size_wh = np.array([rgba.shape[1], rgba.shape[0]])
-        room_wh = np.array([image_hw[1], image_hw[0]])
+        height, width = rgba.shape[:2]
+        x, y = parameters.centres_xy[i].tolist()
         if self.position == "inside":
-            if (size_wh > room_wh).any():
+            if width > image_hw[1] or height > image_hw[0]:
                 return "too_large"
-            left, top = np.rint(parameters.centres_xy[i] * (room_wh - size_wh)).astype(int)
+            left, top = x * (image_hw[1] - width), y * (image_hw[0] - height)
         else:
-            left, top = np.rint(parameters.centres_xy[i] * room_wh - size_wh / 2).astype(int)
+            left, top = x * image_hw[1] - width / 2, y * image_hw[0] - height / 2
         cutout = place(
             rgba,
-            # Thresholded after resizing: before, a soft rim would widen or eat the mask.
-            rgba[..., 3] >= instance.label_mask_threshold,
-            left_px=int(left),
-            top_px=int(top),
+            # Applied after resizing: before, a soft rim would widen or eat the mask.
+            instance.label_mask_threshold,
+            left_px=round(left),
+            top_px=round(top),
             image_hw=image_hw,
             category_id=instance.category_id,
             instance_id=instance.instance_id,

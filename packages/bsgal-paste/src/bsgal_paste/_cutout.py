@@ -43,9 +43,12 @@ class Cutout:
         return Region(self.rows, self.columns, self.label_mask.copy())
 
 
+_LARGE_PX = 256
+
+
 def place(
     rgba: ByteArray,
-    label_mask: BoolArray,
+    label_mask_threshold: int,
     *,
     left_px: int,
     top_px: int,
@@ -58,7 +61,7 @@ def place(
 
     Args:
         rgba: uint8 `(h, w, 4)`, at its final size.
-        label_mask: Bool `(h, w)`.
+        label_mask_threshold: A pixel belongs to the object where alpha >= this, 0-255.
         left_px: Column of the instance's left edge; may be outside the image.
         top_px: Row of its top edge; may be outside the image.
         image_hw: Height and width of the target.
@@ -69,21 +72,22 @@ def place(
     Returns:
         The cutout, or None if no pixel of the label mask lies inside the image.
     """
-    height, width = label_mask.shape
+    height, width = rgba.shape[:2]
     rows = slice(max(top_px, 0), min(top_px + height, image_hw[0]))
     columns = slice(max(left_px, 0), min(left_px + width, image_hw[1]))
     if rows.start >= rows.stop or columns.start >= columns.stop:
         return None
+    alpha = np.asarray(cv2.extractChannel(rgba, 3), dtype=np.uint8)
+    label_mask = alpha >= label_mask_threshold
     inside = (
         slice(rows.start - top_px, rows.stop - top_px),
         slice(columns.start - left_px, columns.stop - left_px),
     )
     if not label_mask[inside].any():
         return None
-    cut = np.ascontiguousarray(rgba[inside])
     return Cutout(
-        rgb=np.asarray(cv2.cvtColor(cut, cv2.COLOR_RGBA2RGB), dtype=np.uint8),
-        alpha=np.asarray(cv2.extractChannel(cut, 3), dtype=np.uint8),
+        rgb=np.asarray(cv2.cvtColor(rgba[inside], cv2.COLOR_RGBA2RGB), dtype=np.uint8),
+        alpha=alpha[inside],
         label_mask=np.ascontiguousarray(label_mask[inside]),
         rows=rows,
         columns=columns,
@@ -94,27 +98,41 @@ def place(
     )
 
 
-def reshape_rgba(
-    rgba: ByteArray, width_px: int, height_px: int, *, angle_deg: float = 0.0, flip: bool = False
-) -> ByteArray:
-    """Resize, turn and mirror an image with straight alpha.
-
-    Colours are weighted by alpha meanwhile, so that what lies under transparent pixels does not
-    bleed into the edge.
+def weighted_by_alpha(rgba: ByteArray) -> ByteArray:
+    """Multiply colours by alpha, so that what lies under transparent pixels cannot bleed.
 
     Args:
-        rgba: uint8 `(h, w, 4)`.
+        rgba: uint8 `(h, w, 4)`, straight alpha.
+
+    Returns:
+        uint8 `(h, w, 4)`.
+    """
+    weighted = cv2.cvtColor(np.ascontiguousarray(rgba), cv2.COLOR_RGBA2mRGBA)
+    return np.asarray(weighted, dtype=np.uint8)
+
+
+def reshape_weighted(
+    weighted: ByteArray,
+    width_px: int,
+    height_px: int,
+    *,
+    angle_deg: float = 0.0,
+    flip: bool = False,
+) -> ByteArray:
+    """Resize, turn and mirror an image whose colours are weighted by alpha; undo the weighting.
+
+    Args:
+        weighted: uint8 `(h, w, 4)`, from `weighted_by_alpha`.
         width_px: Width before turning.
         height_px: Height before turning.
         angle_deg: Turn about the centre, counter-clockwise in degrees, before mirroring.
         flip: Mirror left to right.
 
     Returns:
-        uint8 `(height_px, width_px, 4)`; turned, the box of what is not fully transparent (one
-        pixel if nothing is). Colour 0 where alpha is 0.
+        uint8 `(height_px, width_px, 4)`, straight alpha; turned, the box of what is not fully
+        transparent (one pixel if nothing is). Colour 0 where alpha is 0.
     """
-    weighted = cv2.cvtColor(np.ascontiguousarray(rgba), cv2.COLOR_RGBA2mRGBA)
-    weighted = shrink_or_enlarge(np.asarray(weighted, dtype=np.uint8), width_px, height_px)
+    weighted = shrink_or_enlarge(weighted, width_px, height_px)
     if angle_deg:
         weighted = _turned(weighted, angle_deg)
     if flip:
@@ -134,6 +152,11 @@ def shrink_or_enlarge(image: ByteArray, width_px: int, height_px: int) -> ByteAr
     """
     height, width = image.shape[:2]
     while width > 2 * width_px or height > 2 * height_px:
+        if min(height, width) >= _LARGE_PX and width >= 2 * width_px and height >= 2 * height_px:
+            # Of even size OpenCV halves an image in half the time; the last row or column of a
+            # large one can be spared.
+            height, width = height // 2 * 2, width // 2 * 2
+            image = image[:height, :width]
         width, height = max(-(-width // 2), width_px), max(-(-height // 2), height_px)
         image = np.asarray(cv2.resize(image, (width, height)), dtype=np.uint8)
     if (width, height) != (width_px, height_px):

@@ -170,7 +170,7 @@ def donor_cutouts(
         rgba = np.dstack([rgb[window], alpha[window]])
         cutout = place(
             rgba,
-            rgba[..., 3] >= 128,
+            128,
             left_px=left + x,
             top_px=top + y,
             image_hw=image_hw,

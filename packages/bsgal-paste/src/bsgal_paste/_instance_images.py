@@ -12,6 +12,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from bsgal_paste._arrays import ByteArray
+from bsgal_paste._cutout import weighted_by_alpha
 from bsgal_paste._lvis import read_annotated_image
 from bsgal_paste._pool_index import PoolIndex
 from bsgal_paste.errors import AnnotationError, CorruptInstanceError
@@ -26,6 +27,9 @@ class InstanceImages(Protocol):
 
     def read(self, row: int) -> ByteArray:
         """Read one image: uint8 RGBA `(h, w, 4)`."""
+
+    def weighted(self, row: int) -> ByteArray:
+        """Read one image with its colours multiplied by its alpha."""
 
     def file(self, row: int) -> str | None:
         """Give the path of one image's file, if it has one."""
@@ -74,6 +78,14 @@ class FileImages:
             return cut_out(rgb, alpha)
         except ValueError as error:
             raise self._corrupt(row, mask, str(error)) from error
+
+    def weighted(self, row: int) -> ByteArray:
+        """Read one image with its colours multiplied by its alpha.
+
+        Raises:
+            CorruptInstanceError: As `read`.
+        """
+        return weighted_by_alpha(self.read(row))
 
     def _decode(self, row: int, file: str, modes: tuple[str, ...]) -> ByteArray:
         path = self._root / file
@@ -153,6 +165,14 @@ class AnnotatedObjects:
         alpha = region.mask.view(np.uint8) * np.uint8(255)
         return np.dstack([target.image[region.window], alpha])
 
+    def weighted(self, row: int) -> ByteArray:
+        """Cut one object out with its colours multiplied by its alpha.
+
+        Raises:
+            CorruptInstanceError: As `read`.
+        """
+        return weighted_by_alpha(self.read(row))
+
 
 def cut_out(rgb: ByteArray, mask: ByteArray) -> ByteArray:
     """Cut the largest part of a mask out of an image, cropped tightly.
@@ -194,6 +214,7 @@ class ArrayImages:
                     f"`rgba_images[{position}]` must have shape (h, w, 4), got {rgba.shape}"
                 )
         self._rgba_images = list(rgba_images)
+        self._weighted: dict[int, ByteArray] = {}
 
     @property
     def location(self) -> str | None:
@@ -206,3 +227,9 @@ class ArrayImages:
     def read(self, row: int) -> ByteArray:
         """Give one image, not copied."""
         return self._rgba_images[row]
+
+    def weighted(self, row: int) -> ByteArray:
+        """Give one image with its colours multiplied by its alpha; kept for the next time."""
+        if row not in self._weighted:
+            self._weighted[row] = weighted_by_alpha(self._rgba_images[row])
+        return self._weighted[row]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class InstancePool:
         self._stops = np.cumsum(self._segments.lengths)
         self._category_ids, first = np.unique(self._segments.category_ids, return_index=True)
         self._counts = np.add.reduceat(self._segments.lengths, first) if len(first) else first
+        self._n_instances = int(self._segments.lengths.sum())
         self._first = self._stops[first] - self._segments.lengths[first]
 
     @classmethod
@@ -187,7 +188,7 @@ class InstancePool:
         return cls(index, ArrayImages([rgba_images[i] for i in order]), {})
 
     def __len__(self) -> int:
-        return int(self._counts.sum())
+        return self._n_instances
 
     @property
     def category_ids(self) -> IntArray:
@@ -251,11 +252,23 @@ class InstancePool:
             CorruptInstanceError: The file is missing, truncated, too large or not RGBA.
             IndexError: There is no such position.
         """
-        row = self._row(position)
+        return self._instance(position, self._images.read)
+
+    def read_weighted(self, position: int) -> PoolInstance:
+        """Read one instance with its colours multiplied by its alpha, the form for resizing.
+
+        Raises:
+            CorruptInstanceError: As `read`.
+            IndexError: There is no such position.
+        """
+        return self._instance(position, self._images.weighted)
+
+    def _instance(self, position: int, read: Callable[[int], ByteArray]) -> PoolInstance:
+        row, segment = self._locate(position)
         return PoolInstance(
             instance_id=self._index.instance_ids[row],
-            category_id=int(self.category_ids_of([position])[0]),
-            rgba=self._images.read(row),
+            category_id=int(self._segments.category_ids[segment]),
+            rgba=read(row),
             label_mask_threshold=int(self._index.label_mask_thresholds[row]),
         )
 
@@ -317,10 +330,16 @@ class InstancePool:
         )
 
     def _row(self, position: int) -> int:
-        checked = int(self._checked([position])[0])
-        segment = int(np.searchsorted(self._stops, checked, side="right"))
+        return self._locate(position)[0]
+
+    def _locate(self, position: int) -> tuple[int, int]:
+        """Give row of the index and segment of a position."""
+        if not 0 <= position < len(self):
+            raise IndexError(f"positions must be 0 .. {len(self) - 1}, got {position}")
+        segment = int(np.searchsorted(self._stops, position, side="right"))
         own = self._segments
-        return int(own.starts[segment] + checked - (self._stops[segment] - own.lengths[segment]))
+        first = int(self._stops[segment] - own.lengths[segment])
+        return int(own.starts[segment]) + position - first, segment
 
     def _checked(self, positions: npt.ArrayLike) -> IntArray:
         checked = np.asarray(positions, dtype=np.int64)
