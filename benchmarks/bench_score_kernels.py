@@ -12,10 +12,35 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 from _harness import require_tests, write_result
 
 HEADLINE_KERNEL = "cache_update_dot/update_score"
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    """Return the Markdown table of the README, made from the result alone."""
+    by_kernel: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        by_kernel.setdefault(row["kernel"], []).append(row)
+    targets = [row["target"] for row in next(iter(by_kernel.values()))]
+    lines = [
+        "| kernel and variant | bytes per element | load width | spills | registers "
+        f"{' / '.join(targets)} |",
+        "|---" * 5 + "|",
+    ]
+    for kernel, rows in by_kernel.items():
+        n_bytes = sorted({row["bytes_per_element"] or 0 for row in rows})
+        cells = [
+            f"`{kernel}`",
+            " / ".join(f"{n:g}" if n else "-" for n in n_bytes),
+            " / ".join(f"{bits} bit" for bits in sorted({row["load_bits"] for row in rows})),
+            str(max(row["spills"] for row in rows)),
+            " / ".join(str(row["registers"]) for row in rows),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return {"resources": "\n".join(lines)}
 
 
 def main() -> None:
