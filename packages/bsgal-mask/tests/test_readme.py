@@ -1,9 +1,17 @@
 from __future__ import annotations
 
 import re
+import runpy
+import sys
 from pathlib import Path
 
-README = Path(__file__).parents[1] / "README.md"
+import pytest
+from PIL import Image
+
+from bsgal_mask import MissingModelError, find_u2netp
+
+PACKAGE = Path(__file__).parents[1]
+README = PACKAGE / "README.md"
 
 
 def test_the_readmes_python_runs_and_prints_what_it_says(tmp_path, monkeypatch, capsys):
@@ -15,3 +23,22 @@ def test_the_readmes_python_runs_and_prints_what_it_says(tmp_path, monkeypatch, 
     first, second = capsys.readouterr().out.splitlines()
     assert first == "1 images: 1 kept (1 of 1 categories), 0 dropped"
     assert second.startswith("RGBA (8")
+
+
+def test_the_pictures_are_there_and_small():
+    names = re.findall(r"\]\((docs/[^)]+\.png)\)", README.read_text())
+    assert names
+    assert all((PACKAGE / name).stat().st_size < 200_000 for name in names)
+
+
+def test_the_script_behind_the_picture_runs(make_image_set, drawn, tmp_path, monkeypatch):
+    try:
+        find_u2netp()
+    except MissingModelError as error:
+        pytest.skip(str(error))
+    images = make_image_set({"a": drawn("disc")[0], "b": drawn("ring")[0], "c": drawn("disc")[0]})
+    arguments = ["method_sheet.py", str(images), str(tmp_path / "sheet.png"), "a", "b"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(PACKAGE / "docs/method_sheet.py"), run_name="__main__")
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (200, 400)
