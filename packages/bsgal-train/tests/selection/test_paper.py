@@ -9,7 +9,7 @@ import torch
 from bsgal_score import GradientCache
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingSample
-from bsgal_train.detector import training_losses
+from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection, paper
 from bsgal_train.selection.paper import PaperSelection
@@ -187,3 +187,87 @@ def test_the_controls_judge_nothing(
 
 def test_every_departure_is_listed() -> None:
     assert "Departures from the released code" in (paper.__doc__ or "")
+
+
+# A recorded toy batch: gradients of three steps, and what the released formulas make of them,
+# worked out by hand. c starts at zero, c <- 0.1 c + 0.9 g, then cos(c, k) >= -0.05 accepts.
+RECORDED = [
+    # reference g, candidate k, cosine, verdict
+    ((3.0, 4.0), (4.0, 3.0), 24 / 25, "accept"),
+    # c = (0.27, 0.36) + (0, -3.6) = (0.27, -3.24)
+    ((0.0, -4.0), (0.0, 1.0), -3.24 / math.hypot(0.27, 3.24), "reject"),
+    # c = (0.027, -0.324) + (0.9, 0.324) = (0.927, 0): (-5, 100) has cosine -0.04994
+    ((1.0, 0.36), (-5.0, 100.0), -5 / math.hypot(5, 100), "accept"),
+    # c = (0.0927, 0) + (0.9, 0) = (0.9927, 0): (-6, 100) has cosine -0.05989
+    ((1.0, 0.0), (-6.0, 100.0), -6 / math.hypot(6, 100), "reject"),
+]
+
+
+def test_the_released_formulas_hold_on_a_recorded_batch(
+    detector: Any,
+    annotations: LvisAnnotations,
+    samples: list[TrainingSample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    toy = torch.nn.Module()
+    toy.register_parameter("weight", weight)
+    recorded = iter([g for reference, candidate, *_ in RECORDED for g in (reference, candidate)])
+
+    def loss(*args: Any, **options: Any) -> torch.Tensor:
+        return (weight * torch.tensor(next(recorded))).sum()
+
+    monkeypatch.setattr(paper, "reference_loss", loss)
+    monkeypatch.setattr(paper, "candidate_loss", loss)
+    monkeypatch.setattr(paper, "training_losses", lambda *args: {"loss": weight.sum()})
+    step = selection(toy, annotations)
+
+    for number, (_, _, cosine, verdict) in enumerate(RECORDED, start=1):
+        decisions = step(toy, samples, number, seed=number).decisions
+        assert {row.verdict for row in decisions} == {verdict}
+        assert {row.threshold for row in decisions} == {-0.05}
+        assert decisions[0].contribution == pytest.approx(cosine, abs=1e-6)
+
+
+def test_the_released_quantile_keeps_the_share_and_reads_before_it_pushes(
+    detector: Any, annotations: LvisAnnotations, samples: list[TrainingSample], monkeypatch: Any
+) -> None:
+    scores = iter([0.1, 0.2, 0.3, 0.05])
+    monkeypatch.setattr(PaperSelection, "_update_cache", lambda *args: None)
+    monkeypatch.setattr(PaperSelection, "_contribution", lambda *args: next(scores))
+    step = selection(detector, annotations, policy="quantile", kept_share=0.5, threshold=0.0)
+
+    rows = [step(detector, samples, number, seed=1).decisions[0] for number in (1, 2, 3, 4)]
+
+    # Medians of the scores before: none (0), {0.1}, {0.1, 0.2}, {0.1, 0.2, 0.3}.
+    assert [row.threshold for row in rows] == pytest.approx([0.0, 0.1, 0.15, 0.2])
+    assert [row.verdict for row in rows] == ["accept", "accept", "accept", "reject"]
+
+
+def test_a_batch_without_pastes_scores_zero_where_the_released_code_is_asked_for(
+    detector: Any, annotations: LvisAnnotations, samples: list[TrainingSample]
+) -> None:
+    bare = [TrainingSample(s.position, s.original, s.original, ()) for s in samples]
+
+    for option, contribution in (("zero", 0.0), ("no_evidence", None)):
+        selected = selection(detector, annotations, nothing_to_judge=option)(detector, bare, 1, 7)
+        assert selected.statistics.get("contribution") == contribution
+
+
+def test_the_reference_covers_all_classes_unless_masked(
+    tiny_recipe: Recipe, annotations: LvisAnnotations, samples: list[TrainingSample]
+) -> None:
+    torch.manual_seed(0)
+    federated = build_detector(
+        tiny_recipe.override("detector.federated_classes=1").detector, 3, image_counts=[1, 1, 1]
+    )
+    one_object = {**samples[0].original, "instances": samples[0].original["instances"][:1]}
+
+    losses = [
+        reference_loss(federated, [one_object], "fp32", all_classes=all_classes)
+        for all_classes in (True, False)
+    ]
+
+    assert losses[0] is not None
+    assert losses[1] is not None
+    assert float(losses[0].detach()) > float(losses[1].detach())
