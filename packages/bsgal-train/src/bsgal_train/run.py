@@ -20,9 +20,9 @@ from bsgal_paste import (
     CopyPaste,
     InstancePool,
     NormalScale,
-    ScaleStatistics,
 )
 from bsgal_train import processes
+from bsgal_train._data_findings import lvis_v1_train_problem
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.builtin.dataset import ensure_builtin_dataset
 from bsgal_train.data import (
@@ -35,14 +35,17 @@ from bsgal_train.data import (
     compute_repeat_factors,
 )
 from bsgal_train.decision_log import read_decisions
+from bsgal_train.derived import file_sha256, scale_statistics
 from bsgal_train.detector import (
     build_detector,
     load_backbone_weights,
     load_weights,
     save_detector,
 )
+from bsgal_train.errors import AnnotationFormatError
 from bsgal_train.evaluation import LvisResult
 from bsgal_train.metrics import read_metrics
+from bsgal_train.provenance import describe_inputs, save_provenance
 from bsgal_train.recipe import DataConfig, Recipe, ScheduleConfig
 from bsgal_train.selection import build_selection
 from bsgal_train.trainer import Progress, Trainer, build_optimizer
@@ -81,8 +84,8 @@ class RunResult:
 def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = None) -> RunResult:
     """Train a recipe in `folder`, or go on where an earlier start of it stopped.
 
-    Writes `recipe.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `decisions/`,
-    `detector.safetensors` with `detector.json`, `predictions/` and `results.json`.
+    Writes `recipe.json`, `provenance.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`,
+    `decisions/`, `detector.safetensors` with `detector.json`, `predictions/` and `results.json`.
 
     Args:
         recipe: the settings; all of them are checked against the data before the first step.
@@ -108,14 +111,19 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
         flip_prob=recipe.data.flip_prob,
     )
     seed = recipe.schedule.seed
-    mapper = TrainingMapper(
-        annotations, crop, seed=seed, copy_paste=_copy_paste(recipe, annotations)
-    )
+    problem = lvis_v1_train_problem(annotations)
+    if problem is not None:
+        raise AnnotationFormatError(problem)
+    sha256 = file_sha256(annotations.path)
+    copy_paste = _copy_paste(recipe, annotations, sha256)
+    mapper = TrainingMapper(annotations, crop, seed=seed, copy_paste=copy_paste)
     sampler = RepeatFactorSampler(
         compute_repeat_factors(annotations, recipe.data.repeat_threshold), seed
     )
     detector = _initial_detector(recipe, annotations)
-    _prepare_folder(folder, recipe)
+    pool = None if copy_paste is None else copy_paste.pool
+    inputs = describe_inputs(annotations, sha256, validation, pool)
+    _prepare_folder(folder, recipe, inputs)
 
     def batches(start_position: int) -> Iterable[list[TrainingSample]]:
         return build_train_loader(
@@ -241,7 +249,7 @@ def _check_same_categories(training: LvisAnnotations, validation: LvisAnnotation
         )
 
 
-def _copy_paste(recipe: Recipe, annotations: LvisAnnotations) -> CopyPaste | None:
+def _copy_paste(recipe: Recipe, annotations: LvisAnnotations, sha256: str) -> CopyPaste | None:
     if not recipe.paste.pool or recipe.selection.mode == "none":
         return None
     with processes.first_before_others():
@@ -249,7 +257,7 @@ def _copy_paste(recipe: Recipe, annotations: LvisAnnotations) -> CopyPaste | Non
         pool = InstancePool.open(recipe.paste.pool).match(annotations.categories)
     logger.info("pool: %d instances of %d categories", len(pool), len(pool.category_ids))
     sampler = CategoryBalancedSampler(pool, count_range=(0, recipe.paste.max_instances + 1))
-    scale = NormalScale(statistics=ScaleStatistics.from_annotations(annotations.path))
+    scale = NormalScale(statistics=scale_statistics(annotations.path, sha256))
     return CopyPaste(pool, sampler, scale, on_corrupt="skip")
 
 
@@ -281,11 +289,12 @@ def _own_samples(schedule: ScheduleConfig) -> range:
     return processes.share(schedule.batch_size)
 
 
-def _prepare_folder(folder: Path, recipe: Recipe) -> None:
-    """Make the folder of a run and leave its recipe there, or check that it is the same run."""
+def _prepare_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:
+    """Make a run's folder with its recipe and provenance, or check that it is the same run."""
     with processes.first_before_others():
         if processes.rank() == 0:
             _check_or_save_recipe(folder, recipe)
+            save_provenance(folder, inputs)
 
 
 def _check_or_save_recipe(folder: Path, recipe: Recipe) -> None:
