@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from typing import cast
 
 from ._drawn import Job
 from ._worker import Batch, PipelineLoader, Worker
@@ -68,7 +69,7 @@ class DeviceWorkers(Workers):
 
     def _wait(self) -> Event:
         numbers = {pipe: worker for worker, pipe in self._pipes.items()}
-        pipe = next(ready for ready in wait(list(numbers)) if isinstance(ready, Connection))
+        pipe = cast(Connection, wait(list(numbers))[0])
         worker = numbers[pipe]
         try:
             return Event(worker, pipe.recv())
@@ -87,9 +88,11 @@ class DeviceWorkers(Workers):
         return f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
 
     def close(self) -> None:
-        """End all workers."""
-        for process in self._processes.values():
-            process.terminate()
+        """End all workers: idle ones by the end of their pipe, busy ones at once."""
+        for worker, process in self._processes.items():
+            self._pipes[worker].close()
+            if self._in_hand[worker] or not self._is_ready[worker]:
+                process.terminate()
         for worker in list(self._processes):
             self._end(worker)
 
