@@ -17,6 +17,7 @@ from bsgal_paste._copy_paste import SOURCES, CopyPaste, PasteParameters, Source,
 from bsgal_paste._cutout import Cutout
 from bsgal_paste._donors import DonorParameters, Donors, ImageDonors, LvisDonors
 from bsgal_paste._names import normalise_category_name
+from bsgal_paste._polygons import mask_to_polygons
 from bsgal_paste._pool import InstancePool, PoolCard, PoolInstance
 from bsgal_paste._pool_sources import (
     lvis_pool,
@@ -90,6 +91,7 @@ __all__ = [
     "__version__",
     "apply_cutouts",
     "lvis_pool",
+    "mask_to_polygons",
     "normalise_category_name",
     "open_folder_pool",
     "open_xpaste_pool",

@@ -37,6 +37,7 @@ from bsgal_paste._composed_lvis import Job, composed_annotations
 from bsgal_paste._copy_paste import CopyPaste, sample_rng
 from bsgal_paste._lvis import Lvis, encode_mask, read_annotated_image
 from bsgal_paste._manifest import append_row, read_rows, write_atomically
+from bsgal_paste._polygons import mask_to_polygons
 from bsgal_paste.errors import AnnotationError
 
 COMPOSED_SCHEMA = "bsgal.composed/1"
@@ -54,6 +55,8 @@ class ComposeConfig:
     """File format of the images; png keeps every pixel."""
     jpeg_quality: int = 95
     """Quality of jpg files, 1 to 100."""
+    segmentation: Literal["rle", "polygon"] = "rle"
+    """How masks are written; polygons lose holes."""
 
     def __post_init__(self) -> None:
         if self.copies_per_image < 1:
@@ -62,6 +65,10 @@ class ComposeConfig:
             raise ValueError(f"`seed` must not be negative, got {self.seed}")
         if self.image_format not in ("jpg", "png"):
             raise ValueError(f"`image_format` must be 'jpg' or 'png', got {self.image_format!r}")
+        if self.segmentation not in ("rle", "polygon"):
+            raise ValueError(
+                f"`segmentation` must be 'rle' or 'polygon', got {self.segmentation!r}"
+            )
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"`jpeg_quality` must be 1 to 100, got {self.jpeg_quality}")
 
@@ -206,7 +213,9 @@ class _Worker:
                 "visible_frac": round(float(result.visible_frac[i]), 4),
             }
             if not self.boxes_only:
-                entry["segmentation"] = encode_mask(result.masks[i])
+                as_polygons = self.config.segmentation == "polygon"
+                write = mask_to_polygons if as_polygons else encode_mask
+                entry["segmentation"] = write(result.masks[i])
             entries.append(entry)
         return entries
 

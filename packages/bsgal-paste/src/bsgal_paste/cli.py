@@ -198,6 +198,7 @@ _COMPOSE_FLAGS: dict[str, dict[str, Any]] = {
     "copies_per_image": {"type": int, "help": "augmented versions of each image"},
     "seed": {"type": int, "help": "seed of everything random"},
     "image_format": {"choices": ("jpg", "png"), "help": "png keeps every pixel"},
+    "segmentation": {"choices": ("rle", "polygon"), "help": "form of masks; polygons lose holes"},
     "jpeg_quality": {"type": int, "help": "quality of jpg files, 1 to 100"},
 }
 _LOW_HIGH: dict[str, Any] = {"nargs": 2, "metavar": ("LOW", "HIGH")}
