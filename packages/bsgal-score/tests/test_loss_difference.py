@@ -151,3 +151,53 @@ def test_before_step_sees_the_gradients():
         before_step=clip,
     )
     assert difference == 0.0
+
+
+@pytest.mark.parametrize("raises_in", ["reference", "candidate", "batch", "before_step"])
+def test_all_state_is_restored_when_a_closure_raises(raises_in):
+    model, optimizer, loss = make(OPTIMIZERS["adamw"])
+    model[1].eval()
+    before = everything(model, optimizer)
+    modes = [module.training for module in model.modules()]
+
+    def raising(name, value):
+        def run():
+            model.train(raises_in != "reference")
+            torch.rand(3)
+            if name == raises_in:
+                raise RuntimeError(f"{name} failed")
+            return value()
+
+        return run
+
+    with pytest.raises(RuntimeError, match=f"{raises_in} failed"):
+        loss_difference(
+            model,
+            optimizer,
+            reference_loss=raising("reference", lambda: loss("reference")),
+            candidate_loss=raising("candidate", lambda: loss("candidate")),
+            batch_loss=raising("batch", lambda: loss("batch")),
+            before_step=raising("before_step", lambda: None),
+        )
+    torch.testing.assert_close(everything(model, optimizer), before, rtol=0, atol=0)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_given_generators_draw_the_same_each_time_and_are_restored():
+    model, optimizer, loss = make(OPTIMIZERS["sgd"])
+    generator = torch.Generator().manual_seed(3)
+    before = generator.get_state()
+
+    def noisy():
+        return loss("reference") + torch.rand((), generator=generator)
+
+    difference = loss_difference(
+        model,
+        optimizer,
+        reference_loss=noisy,
+        candidate_loss=lambda: 0.0 * loss("candidate"),
+        batch_loss=lambda: loss("batch") * torch.rand((), generator=generator),
+        generators=[generator],
+    )
+    assert difference == 0.0
+    assert torch.equal(generator.get_state(), before)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ def loss_difference(
     candidate_loss: Loss,
     batch_loss: Loss | None = None,
     before_step: Callable[[], None] | None = None,
+    generators: Sequence[torch.Generator] = (),
 ) -> float:
     """Return by how much one real optimizer step with the candidate lowers the reference loss.
 
@@ -28,7 +29,8 @@ def loss_difference(
     L_ref after a step on the batch without the candidate, minus L_ref after a step on both.
     Positive means that the candidate helps, as for every score. Every loss is computed from the
     same random state, so that drop-out and sampling do not blur the difference. Parameters,
-    gradients, buffers, optimizer and random state are afterwards bit for bit what they were.
+    gradients, buffers, modes, optimizer and random state are afterwards bit for bit what they were,
+    also if a loss raises.
 
     Costs two evaluations of the reference loss and one or two training steps, and a copy of the
     model and the optimizer's state.
@@ -40,8 +42,10 @@ def loss_difference(
         candidate_loss: Returns the candidate's share of the training loss, normalised as there.
         batch_loss: Returns the rest of the training loss.
         before_step: Called between backward pass and step, for example to clip gradients.
+        generators: Generators that the losses draw from, besides the global ones of torch, NumPy
+            and Python.
     """
-    with restored(optimizer, model) as snapshot:
+    with restored(optimizer, model, generators) as snapshot:
 
         def reference() -> float:
             snapshot.restore_random_state()

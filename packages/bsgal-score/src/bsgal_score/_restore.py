@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -15,16 +15,22 @@ from torch.optim import Optimizer
 
 
 class Snapshot:
-    """A copy of parameters, gradients, buffers, optimizer state and random state.
+    """A copy of parameters, gradients, buffers, modes, optimizer state and random state.
 
     Tensors are restored in place, so a graph built before cannot be used for a backward pass after.
 
     Args:
         optimizer: Its parameters, their gradients and its state are copied.
-        model: Its parameters and buffers are copied too.
+        model: Its parameters, buffers and train or eval modes are copied too.
+        generators: Generators of random numbers, besides the global ones.
     """
 
-    def __init__(self, optimizer: Optimizer, model: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module | None = None,
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
         tensors = {id(p): p for group in optimizer.param_groups for p in group["params"]}
         if model is not None:
             tensors |= {id(t): t for t in (*model.parameters(), *model.buffers())}
@@ -38,7 +44,9 @@ class Snapshot:
             parameter: [(key, value, _copy(value)) for key, value in entries.items()]
             for parameter, entries in optimizer.state.items()
         }
-        self._generators = _random_state()
+        self._modes = [] if model is None else [(m, m.training) for m in model.modules()]
+        self._random_state = _random_state()
+        self._generators = [(generator, generator.get_state()) for generator in generators]
 
     def restore(self) -> None:
         """Put everything back."""
@@ -54,17 +62,25 @@ class Snapshot:
                     key: value.copy_(copy) if isinstance(value, Tensor) else _copy(copy)
                     for key, value, copy in entries
                 }
+        for module, training in self._modes:
+            module.training = training
         self.restore_random_state()
 
     def restore_random_state(self) -> None:
         """Put the random state back and leave the rest as it is."""
-        _set_random_state(self._generators)
+        _set_random_state(self._random_state)
+        for generator, state in self._generators:
+            generator.set_state(state)
 
 
 @contextmanager
-def restored(optimizer: Optimizer, model: nn.Module | None = None) -> Iterator[Snapshot]:
+def restored(
+    optimizer: Optimizer,
+    model: nn.Module | None = None,
+    generators: Sequence[torch.Generator] = (),
+) -> Iterator[Snapshot]:
     """Restore everything when the block ends; the snapshot restores it in between as well."""
-    snapshot = Snapshot(optimizer, model)
+    snapshot = Snapshot(optimizer, model, generators)
     try:
         yield snapshot
     finally:
