@@ -104,6 +104,19 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="the page (default: report.html in the folder)")
     report.set_defaults(command=_report)
 
+    compare = commands.add_parser("compare", help="what differs between two runs, and results")
+    compare.add_argument("run_a", type=Path, help="output folder of a run")
+    compare.add_argument("run_b", type=Path, help="output folder of another one")
+    compare.set_defaults(command=_compare)
+
+    doctor = commands.add_parser(
+        "doctor", help="what this machine has, what is missing, how to mend it"
+    )
+    doctor.add_argument(
+        "--out", type=Path, default=Path(), help="where runs are to go (default: here)"
+    )
+    doctor.set_defaults(command=_doctor)
+
     setup = commands.add_parser(
         "setup-detectron2", help="build and install detectron2 v0.6, without a compiler"
     )
@@ -232,6 +245,20 @@ def _report(options: argparse.Namespace) -> None:
     from bsgal_train.report import run_report, write_page
 
     print(write_page(run_report(options.run), options.out or options.run / "report.html"))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from bsgal_train.compare import compare_runs
+
+    print(compare_runs(options.run_a, options.run_b))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from bsgal_train.doctor import diagnose
+
+    found = diagnose(options.out)
+    print("\n".join(map(str, found)))
+    return int(any(one.state == "missing" for one in found))
 
 
 def _setup_detectron2(options: argparse.Namespace) -> None:
