@@ -267,6 +267,15 @@ def test_a_bad_pool_is_refused(
     )
 
 
+def test_a_pool_that_is_not_used_is_said(
+    tiny_recipe: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tiny_recipe.override("selection.mode=none", "data.val_json=", "schedule.n_steps=1")
+    train(recipe, tmp_path)
+
+    assert "selection.mode=none pastes nothing: the pool" in caplog.text
+
+
 def test_a_folder_of_another_run_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
     train(tiny_recipe, tmp_path)
 

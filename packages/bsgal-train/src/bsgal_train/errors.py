@@ -61,3 +61,7 @@ class OtherModelError(ValueError):
 
 class ProcessDiedError(RuntimeError):
     """One of the processes of a run has ended before its work was done."""
+
+
+class TooLittleMemoryError(RuntimeError):
+    """A run cannot fit into memory; the message says what would."""

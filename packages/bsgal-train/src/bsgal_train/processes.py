@@ -6,6 +6,7 @@ take the step that one takes on the double batch.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -165,11 +166,12 @@ def _exchange() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # Its first sentence, without the place in the library's source.
+        reason = re.sub(r"^\[\S+:\d+\] ", "", str(error).strip()).partition(". ")[0]
         raise LostProcessError(
             f"process {rank()} lost the other processes of this run: one of them has ended, or "
-            f"its machine cannot be reached ({str(error).strip().splitlines()[0]}); look at what "
-            "the others printed, then start the same command again: it goes on from the newest "
-            "checkpoint"
+            f"its machine cannot be reached ({reason}); look at what the others printed, then "
+            "start the same command again: it goes on from the newest checkpoint"
         ) from error
 
 

@@ -44,6 +44,7 @@ from bsgal_train.detector import (
 )
 from bsgal_train.errors import AnnotationFormatError
 from bsgal_train.evaluation import LvisResult
+from bsgal_train.memory import available_bytes, check_memory
 from bsgal_train.metrics import read_metrics
 from bsgal_train.provenance import describe_inputs, save_provenance
 from bsgal_train.recipe import DataConfig, Recipe, ScheduleConfig
@@ -95,6 +96,7 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
     Raises:
         ValueError: for bad settings, annotations or pool, or a folder of another recipe.
         OSError: if the folder cannot be written.
+        TooLittleMemoryError: if gradients and their cache cannot fit.
         DivergedError: if a loss is not finite.
         TrainingInterruptedError: after Ctrl-C, once a checkpoint is written.
     """
@@ -121,6 +123,7 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
         compute_repeat_factors(annotations, recipe.data.repeat_threshold), seed
     )
     detector = _initial_detector(recipe, annotations)
+    check_memory(recipe, detector, available_bytes())
     pool = None if copy_paste is None else copy_paste.pool
     inputs = describe_inputs(annotations, sha256, validation, pool)
     _prepare_folder(folder, recipe, inputs)
@@ -250,7 +253,12 @@ def _check_same_categories(training: LvisAnnotations, validation: LvisAnnotation
 
 
 def _copy_paste(recipe: Recipe, annotations: LvisAnnotations, sha256: str) -> CopyPaste | None:
-    if not recipe.paste.pool or recipe.selection.mode == "none":
+    if not recipe.paste.pool:
+        return None
+    if recipe.selection.mode == "none":
+        logger.warning(
+            "selection.mode=none pastes nothing: the pool %s is not used", recipe.paste.pool
+        )
         return None
     with processes.first_before_others():
         # The first use of a large pool writes its index.

@@ -50,6 +50,25 @@ def test_settings_that_differ_from_the_defaults_are_listed(run_folder: Path) -> 
     assert "schedule.final_lr_factor" not in facts
 
 
+def test_what_the_run_was_made_from_is_listed(run_folder: Path) -> None:
+    content = {
+        "inputs": {
+            "training": {"sha256": "abc", "n_instances": 12},
+            "validation": None,
+            "pool": {"manifest_sha256": "def", "n_instances": 4},
+        },
+        "versions": {"torch": "2.14.1"},
+    }
+    (run_folder / "provenance.json").write_text(json.dumps(content))
+
+    facts = {fact.name: fact.value for fact in run_report(run_folder).facts}
+
+    assert facts["training sha256"] == "abc (12 instances)"
+    assert facts["pool sha256"] == "def (4 instances)"
+    assert facts["torch"] == "2.14.1"
+    assert "validation sha256" not in facts
+
+
 def test_a_pool_that_is_gone_is_said_and_costs_only_the_pictures(
     run_folder: Path, tmp_path: Path
 ) -> None:

@@ -80,7 +80,7 @@ def run_report(folder: str | Path, *, n_pictures: int = 18) -> Report:
         steps=verdicts.over_time() if verdicts.has_scores else (),
         categories=_categories(evaluation, verdicts),
         notes=notes,
-        facts=_facts(recipe),
+        facts=[*_settings(recipe), *_origins(folder)],
     )
 
 
@@ -181,7 +181,7 @@ def _percent(value: float | None) -> float:
     return float("nan") if value is None else 100 * value
 
 
-def _facts(recipe: Recipe) -> list[Fact]:
+def _settings(recipe: Recipe) -> list[Fact]:
     default = Recipe.from_dict({}).to_dict()
     return [
         Fact(name=f"{part}.{name}", value=json.dumps(value))
@@ -189,3 +189,20 @@ def _facts(recipe: Recipe) -> list[Fact]:
         for name, value in named.items()
         if json.dumps(value) != json.dumps(default[part][name])
     ]
+
+
+def _origins(folder: Path) -> list[Fact]:
+    """Say what the run was made from."""
+    path = folder / "provenance.json"
+    if not path.is_file():
+        return []
+    content = json.loads(path.read_text(encoding="utf-8"))
+    facts = [
+        Fact(
+            name=f"{name} sha256",
+            value=f"{one.get('sha256') or one['manifest_sha256']} ({one['n_instances']} instances)",
+        )
+        for name, one in content["inputs"].items()
+        if one is not None
+    ]
+    return facts + [Fact(name=name, value=value) for name, value in content["versions"].items()]
