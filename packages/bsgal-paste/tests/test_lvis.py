@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bsgal_paste import AnnotationError
+from bsgal_paste import AnnotationError, _lvis
 from bsgal_paste._lvis import (
     decode_segmentation,
     encode_mask,
@@ -133,3 +133,14 @@ def test_an_image_that_is_missing_or_outside_is_named(tmp_path):
         image_path({"id": 7, "file_name": "../x.jpg"}, tmp_path)
     with pytest.raises(AnnotationError, match="neither `file_name` nor `coco_url`"):
         image_path({"id": 7}, Path(tmp_path))
+
+
+def test_a_photograph_over_the_size_limit_is_refused_unread(tmp_path, monkeypatch):
+    Image.fromarray(np.zeros((30, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(_lvis, "MAX_PHOTO_PIXELS", 1199)
+    monkeypatch.setattr(_lvis.ImageOps, "exif_transpose", None)
+    image = {"id": 3, "width": 40, "height": 30, "file_name": "a.png"}
+    with pytest.raises(
+        AnnotationError, match=r"image 3: .* has 40 x 30 px, over the limit of 1199"
+    ):
+        read_annotated_image(image, [], tmp_path)

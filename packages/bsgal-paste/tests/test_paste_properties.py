@@ -76,7 +76,7 @@ def pastes(draw, blend_mode="hard"):
     return target, paste, seed
 
 
-@settings(max_examples=300)
+@settings(max_examples=1000)
 @given(pastes())
 def test_every_field_stays_in_step(case):
     target, paste, seed = case
@@ -103,7 +103,7 @@ def test_every_field_stays_in_step(case):
     np.testing.assert_array_equal(result.category_ids[:n_real], kept_categories)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(pastes())
 def test_no_instance_gains_pixels_and_none_is_lost_unnamed(case):
     target, paste, seed = case

@@ -18,6 +18,9 @@ from bsgal_paste._arrays import BoolArray, ByteArray
 from bsgal_paste.errors import AnnotationError
 
 
+MAX_PHOTO_PIXELS = 8192 * 8192
+
+
 @dataclass(frozen=True, slots=True)
 class Lvis:
     """Hold the checked content of an annotation file, as plain LVIS mappings."""
@@ -184,9 +187,16 @@ def encode_mask(mask: BoolArray) -> dict[str, Any]:
 def _read_rgb(path: Path, image: Mapping[str, Any]) -> ByteArray:
     try:
         with Image.open(path) as opened:
+            if opened.width * opened.height > MAX_PHOTO_PIXELS:
+                raise AnnotationError(
+                    f"image {image['id']}: {path} has {opened.width} x {opened.height} px, over the "
+                    f"limit of {MAX_PHOTO_PIXELS} pixels; make it smaller"
+                )
             upright = ImageOps.exif_transpose(opened)
             pixels = np.asarray(upright.convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except AnnotationError:
+        raise
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise AnnotationError(f"image {image['id']}: cannot decode {path}: {error}") from error
     if pixels.shape[:2] != (image["height"], image["width"]):
         raise AnnotationError(
