@@ -36,7 +36,7 @@ def cut_out_cup() -> np.ndarray:
     cv2.setRNGSeed(0)
     cv2.grabCut(photo, guess, None, np.zeros((1, 65)), np.zeros((1, 65)), 4, cv2.GC_INIT_WITH_MASK)
     mask = np.isin(guess, (cv2.GC_FGD, cv2.GC_PR_FGD)).astype(np.uint8)
-    n, labels, areas, _ = cv2.connectedComponentsWithStats(mask)
+    _, labels, areas, _ = cv2.connectedComponentsWithStats(mask)
     mask = (labels == 1 + np.argmax(areas[1:, cv2.CC_STAT_AREA])).astype(np.uint8)
     outline, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     cv2.drawContours(mask, outline, -1, 1, -1)

@@ -17,7 +17,6 @@ from bsgal_paste._annotated_image import AnnotatedImage
 from bsgal_paste._arrays import BoolArray, ByteArray
 from bsgal_paste.errors import AnnotationError
 
-
 MAX_PHOTO_PIXELS = 8192 * 8192
 
 
@@ -189,8 +188,8 @@ def _read_rgb(path: Path, image: Mapping[str, Any]) -> ByteArray:
         with Image.open(path) as opened:
             if opened.width * opened.height > MAX_PHOTO_PIXELS:
                 raise AnnotationError(
-                    f"image {image['id']}: {path} has {opened.width} x {opened.height} px, over the "
-                    f"limit of {MAX_PHOTO_PIXELS} pixels; make it smaller"
+                    f"image {image['id']}: {path} has {opened.width} x {opened.height} px, over "
+                    f"the limit of {MAX_PHOTO_PIXELS} pixels; make it smaller"
                 )
             upright = ImageOps.exif_transpose(opened)
             pixels = np.asarray(upright.convert("RGB"))
