@@ -154,7 +154,7 @@ def _load(path: Path) -> TrainingState:
     for name in ("model.safetensors", "state.pt"):
         if _sha256(path / name) != sums[name]:
             raise ValueError(f"{name} does not have the recorded checksum")
-    rest = torch.load(path / "state.pt", weights_only=True)
+    rest = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
     return TrainingState(model=load_file(path / "model.safetensors"), **rest)
 
 

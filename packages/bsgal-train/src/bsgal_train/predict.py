@@ -58,7 +58,7 @@ def predict_each(
             for batch in batches:
                 outputs = detector(list(batch))
                 for one, output in zip(batch, outputs, strict=True):
-                    write(_detections(one["image_id"], output["instances"], category_ids))
+                    write(_detections(one["image_id"], output["instances"].to("cpu"), category_ids))
                 n_done += len(batch)
                 if progress is not None:
                     progress(n_done)

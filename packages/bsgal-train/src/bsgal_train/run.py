@@ -37,6 +37,7 @@ from bsgal_train.data import (
 from bsgal_train.decision_log import read_decisions
 from bsgal_train.derived import file_sha256, scale_statistics
 from bsgal_train.detector import (
+    best_device,
     build_detector,
     load_backbone_weights,
     load_weights,
@@ -194,6 +195,7 @@ def evaluate(
     names = [category.name for category in validation.categories]
     detector = build_detector(recipe.detector, len(names))
     fresh = load_weights(detector, source, names)
+    detector.to(best_device())
     if fresh:
         raise ValueError(
             f"the detector in {source} knows other categories than {validation.path}: it was "
@@ -282,7 +284,7 @@ def _initial_detector(recipe: Recipe, annotations: LvisAnnotations) -> nn.Module
         load_backbone_weights(detector, config.backbone_weights)
     if config.init != "random":
         load_weights(detector, config.init, names)
-    return detector
+    return detector.to(best_device())
 
 
 def _own_samples(schedule: ScheduleConfig) -> range:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from bsgal_train.detector import build_detector, training_losses
+from bsgal_train.detector import autocast, best_device, build_detector, training_losses
 from bsgal_train.detector.heads import class_targets
 from bsgal_train.recipe import DetectorConfig, Recipe
 
@@ -96,3 +96,15 @@ def test_a_backbone_without_the_strides_is_refused() -> None:
 def test_zero_classes_are_refused() -> None:
     with pytest.raises(ValueError, match="n_classes"):
         build_detector(DetectorConfig(), n_classes=0)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)],
+)
+def test_layers_run_at_the_precision_on_the_device(precision: str, dtype: torch.dtype) -> None:
+    layer = torch.nn.Linear(3, 2).to(best_device())
+
+    with autocast(precision):
+        assert layer(torch.zeros(1, 3, device=best_device())).dtype == dtype
+    assert layer(torch.zeros(1, 3, device=best_device())).dtype == torch.float32

@@ -11,12 +11,18 @@ from bsgal_train.detectron2_setup import ensure_detectron2
 ensure_detectron2()
 
 from bsgal_train.detector.backbone_weights import load_backbone_weights
-from bsgal_train.detector.build import autocast, build_detector, training_losses
+from bsgal_train.detector.build import (
+    autocast,
+    best_device,
+    build_detector,
+    training_losses,
+)
 from bsgal_train.detector.sampling import sampling
 from bsgal_train.detector.weights import load_weights, save_detector
 
 __all__ = [
     "autocast",
+    "best_device",
     "build_detector",
     "load_backbone_weights",
     "load_weights",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from bsgal_train.detector.heads import SigmoidOutputLayers
 from bsgal_train.detector.sampling import sampling
 from bsgal_train.recipe import DetectorConfig, Precision
 
-__all__ = ["autocast", "build_detector", "training_losses"]
+__all__ = ["autocast", "best_device", "build_detector", "training_losses"]
 
 
 def build_detector(
@@ -58,10 +59,22 @@ def build_detector(
     return detector
 
 
-def autocast(precision: Precision) -> torch.autocast:
-    """Return the context in which the detector's layers run at the recipe's precision."""
+def best_device() -> torch.device:
+    """Return the GPU of this process if torch can use one, else the processor."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+@contextmanager
+def autocast(precision: Precision) -> Iterator[None]:
+    """Run the detector's layers at the recipe's precision, on whatever device it is."""
     dtype = torch.float16 if precision == "fp16" else torch.bfloat16
-    return torch.autocast("cpu", dtype=dtype, enabled=precision != "fp32")
+    enabled = precision != "fp32"
+    with ExitStack() as stack:
+        for device in {"cpu", best_device().type}:
+            stack.enter_context(torch.autocast(device, dtype=dtype, enabled=enabled))
+        yield
 
 
 def training_losses(
