@@ -69,9 +69,15 @@ def test_device_workers_write_the_manifest_of_one_process_though_some_are_killed
 
 
 def test_ray_workers_write_the_manifest_of_one_process_though_one_is_killed(
-    script: ModuleType, manifest: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    script: ModuleType,
+    manifest: bytes,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ray = pytest.importorskip("ray", reason="Ray is not installed (extra `ray`)")
+    # Ray gives its workers a low priority, which on a busy computer would make this test long.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
     killed: list[int] = []
 
     def kill_one(progress: GenerationProgress) -> None:
@@ -211,7 +217,18 @@ def test_workers_that_do_not_start_alike_are_an_error(
     with pytest.raises(WorkerError, match=message):
         generate(make_plan(), workers, tmp_path / "set")
     assert workers.closed
-    assert not (tmp_path / "set").exists()
+
+
+def test_worker_that_never_gets_ready_does_not_hold_up_the_others() -> None:
+    class OneAlone(ScriptedWorkers):
+        def _start(self, worker: int) -> None:
+            if worker == 1:
+                super()._start(worker)
+
+    workers = OneAlone(lambda worker, batch: [worker], lambda worker: facts())
+    workers.open(JOB)
+    batches: list[Any] = [[SAMPLE]] * 5
+    assert list(workers.draw(batches)) == [[1]] * 5
 
 
 def test_error_in_a_worker_is_raised_as_it_is_with_its_traceback_as_the_cause() -> None:

@@ -83,7 +83,9 @@ class RayWorkers(Workers):
             if not ready and not all(self._is_ready):
                 free = {k: v for k, v in ray.available_resources().items() if k in ("CPU", "GPU")}
                 logger.warning(
-                    "still waiting for workers to load; each needs %s, and the cluster has %s free",
+                    "%d of %d workers are ready; each needs %s, and the cluster has %s free",
+                    sum(self._is_ready),
+                    len(self),
                     self._resources,
                     free,
                 )

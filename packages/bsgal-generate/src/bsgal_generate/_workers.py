@@ -65,6 +65,8 @@ class Workers(ABC):
     def open(self, job: Job) -> PipelineFacts:
         """Start all workers; return what is to be recorded of their pipelines.
 
+        The first one that is ready is enough to begin; the others join in when they are.
+
         Raises:
             WorkerError: A worker ended three times while it loaded, or their pipelines differ.
         """
@@ -75,7 +77,7 @@ class Workers(ABC):
         self._prepare(job)
         for worker in range(len(self)):
             self._start(worker)
-        while not all(self._is_ready):
+        while not any(self._is_ready):
             self._note_start(self._wait())
         assert self._facts is not None
         return self._facts
