@@ -18,6 +18,7 @@ import argparse
 import math
 from collections.abc import Callable
 from itertools import cycle
+from typing import Any
 
 import torch
 from _harness import peak_extra_bytes, require_tests, time_in_turn, write_result
@@ -86,16 +87,38 @@ def make_cases(n_elements: int, dtype: torch.dtype) -> dict[str, Callable[[], ob
     }
 
 
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    """Return the Markdown table of the README, made from the result alone."""
+    by_size: dict[tuple[int, str], dict[str, float]] = {}
+    for row in result["rows"]:
+        key = row["n_elements"], row["dtype"]
+        by_size.setdefault(key, {})[row["case"]] = row["median_ms"]
+    names = list(next(iter(by_size.values())))
+    lines = [
+        f"| parameters | dtype | {' | '.join(f'{name}, ms' for name in names)} | official / ours "
+        "| ours / copy |",
+        "|---" * (4 + len(names)) + "|",
+    ]
+    for (n_elements, dtype), times in by_size.items():
+        cells = [f"{n_elements / 1e6:g} M", dtype, *(f"{times[name]:.2f}" for name in names)]
+        ratios = times["official"] / times["ours"], times["ours"] / times["copy"]
+        lines.append(f"| {' | '.join(cells)} | {ratios[0]:.1f} | {ratios[1]:.2f} |")
+    return {"times": "\n".join(lines)}
+
+
 def main() -> None:
     """Time all sizes and write the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="rounds per size")
     parser.add_argument("--largest", type=int, default=SIZES[-1], help="largest number of elements")
+    parser.add_argument("--quick", action="store_true", help="1 M elements, writes nothing")
     arguments = parser.parse_args()
-    require_tests("packages/bsgal-score/tests/test_cache_update_dot.py")
+    if not arguments.quick:
+        require_tests("packages/bsgal-score/tests/test_cache_update_dot.py")
     torch.set_num_threads(N_THREADS)
     rows, headline = [], {}
-    for n_elements in (size for size in SIZES if size <= arguments.largest):
+    largest = SIZES[0] if arguments.quick else arguments.largest
+    for n_elements in (size for size in SIZES if size <= largest):
         for dtype in (torch.float32, torch.bfloat16):
             cases = make_cases(n_elements, dtype)
             timings = time_in_turn(cases, rounds=arguments.rounds)
@@ -122,7 +145,8 @@ def main() -> None:
                     "ours_over_copy": ours / timings["copy"].median_s,
                     "peak_extra_bytes": peak_extra_bytes(cases["ours"]),
                 }
-    write_result("score_cache", rows=rows, headline=headline)
+    if not arguments.quick:
+        write_result("score_cache", rows=rows, headline=headline)
 
 
 if __name__ == "__main__":

@@ -44,8 +44,8 @@ def cache_update_dot(
     """Update the cache in place, c ← decay·c + (1 - decay)·g, and return ⟨c, k⟩, ⟨c, c⟩, ⟨k, k⟩.
 
     All tensors are taken in one pass over memory; the sums are those of the new cache. Equal inputs
-    give equal bits. Extra memory: one block (torch), or 12 bytes per 8192 elements (Triton), plus a
-    copy of any gradient whose strides differ from those of its cache tensor.
+    give equal bits. Extra memory: one block an operand (torch), or 12 bytes per 8192 elements
+    (Triton), plus a copy of any gradient whose strides differ from those of its cache tensor.
 
     Args:
         cache: The tensors c, updated in place; dense, float32, bfloat16 or (torch only) float64.

@@ -79,25 +79,28 @@ def _one_tensor(
     block = _GPU_BLOCK if cache.device.type == "cuda" else _CPU_BLOCK
     if row_decay is not None:
         block = max(1, block // row_length) * row_length
+    scratch = _Scratch(compute_dtype, min(block, cache.numel()))
     partials: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, cache.numel(), block):
         stored = cache[start : start + block]
         stop = start + stored.numel()
-        c = stored.to(compute_dtype)
+        c = scratch.widen("cache", stored)
         if decay is not None:
             # A missing gradient is one zero, seen at every position.
-            g = zero if gradient is None else gradient[start:stop].to(compute_dtype)
-            g = g.expand_as(c)
+            g = (
+                zero.expand_as(c)
+                if gradient is None
+                else scratch.widen("reference", gradient[start:stop])
+            )
             if row_decay is None:
                 c.lerp_(g, 1 - decay)
             else:
                 rows = row_decay[start // row_length : stop // row_length, None].to(compute_dtype)
                 c.view(-1, row_length).lerp_(g.reshape(-1, row_length), 1 - rows)
             if c is not stored:
-                stored.copy_(c)
                 # What counts is what was stored, rounded.
-                c = stored.to(compute_dtype)
-        k = None if candidate is None else candidate[start:stop].to(compute_dtype)
+                c.copy_(stored.copy_(c))
+        k = None if candidate is None else scratch.widen("candidate", candidate[start:stop])
         c_weighted, k_weighted = c, k
         if metric is not None:
             v = None if second_moment is None else second_moment[start:stop].to(compute_dtype)
@@ -111,6 +114,25 @@ def _one_tensor(
             )
         )
     return partials
+
+
+class _Scratch:
+    """Blocks that hold narrow operands in the dtype of the sums, one after the other.
+
+    Made once: allocating such a block anew for each conversion took half of the time.
+    """
+
+    def __init__(self, dtype: torch.dtype, block: int) -> None:
+        self._dtype, self._block = dtype, block
+        self._blocks: dict[str, Tensor] = {}
+
+    def widen(self, role: str, values: Tensor) -> Tensor:
+        """Return the values in the dtype of the sums: themselves, or a copy in the role's block."""
+        if values.dtype == self._dtype:
+            return values
+        if role not in self._blocks:
+            self._blocks[role] = torch.empty(self._block, dtype=self._dtype, device=values.device)
+        return self._blocks[role][: values.numel()].copy_(values)
 
 
 def _weigh(x: Tensor, metric: TensorMetric, second_moment: Tensor | None) -> Tensor:
