@@ -70,7 +70,7 @@ def main() -> None:
     if not COCO_MINI.is_dir():
         raise SystemExit(f"this benchmark needs the coco-mini photographs at {COCO_MINI}")
     require_tests(*(f"packages/bsgal-mask/tests/{name}" for name in TESTS))
-    methods = [BorderSegmenter(), U2NetSegmenter()]
+    methods = [BorderSegmenter(), U2NetSegmenter(n_threads=1)]
     partial = RESULTS / ".mask_quality.partial.jsonl"
     found: dict[str, Labels] = {}
     for method in methods:

@@ -55,12 +55,27 @@ def test_models_of_transformers_make_a_pool(
     command += ["--dtype", "float32", "--model-batch-size", "3", "--sam-box-from", "border"]
     command += ["--similar-to", str(tmp_path / "real.json"), "--min-similarity", "-1"]
     command += ["--similar-images", str(images / "images"), "--min-area", "0", "--max-area", "1"]
+    command += ["--similar-cache", str(tmp_path / "real.npz")]
     assert main(command) == 0
     assert capsys.readouterr().out.startswith("2 images: 2 kept")
     row = manifest_of(tmp_path / "pool")[-1]
     assert list(row["scores"]) == ["border", "clipseg", "sam_background", "sam_box"]
     assert row["clip_score"] < 1
     assert row["clip_similarity"] is not None
+    assert (tmp_path / "real.npz").is_file()
+
+
+def test_a_dry_run_counts_and_touches_nothing(make_image_set, drawn, tmp_path, capsys):
+    images = make_image_set({"a": drawn("disc")[0], "b": "blank"})
+    command = ["run", str(images), "--out", str(tmp_path / "pool"), "--quiet"]
+    assert main([*command, "--dry-run", "--method", "clipseg"]) == 0
+    assert capsys.readouterr().out == "2 images: 2 to do, 0 have their row\n"
+    assert not (tmp_path / "pool").exists()
+    assert main(command) == 0
+    capsys.readouterr()
+    assert main([*command, "--dry-run"]) == 0
+    # The blank one is looked at again, in case it was redrawn.
+    assert capsys.readouterr().out == "2 images: 1 to do, 1 have their row\n"
 
 
 @pytest.mark.parametrize(

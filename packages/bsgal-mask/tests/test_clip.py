@@ -268,6 +268,24 @@ def test_real_crops_have_40_px_of_blurred_surroundings(lvis):
     assert len(clip.seen) == 5
 
 
+def test_the_features_of_real_objects_are_kept_in_a_cache(lvis, tmp_path):
+    cache = tmp_path / "features.npz"
+    clip = ColourClip()
+    first = RealCrops.from_lvis(clip, *lvis, cache=cache)
+    n_seen = len(clip.seen)
+    second = RealCrops.from_lvis(clip, *lvis, cache=cache)
+    assert len(clip.seen) == n_seen
+    assert first.config() == second.config()
+    assert first.means.keys() == second.means.keys()
+    for category_id, mean in first.means.items():
+        np.testing.assert_array_equal(second.means[category_id], mean)
+    RealCrops.from_lvis(clip, *lvis, cache=cache, max_per_category=1)
+    assert len(clip.seen) == n_seen + 2
+    cache.write_bytes(b"something else")
+    with pytest.raises(RealCropError, match=r"features\.npz is not a cache"):
+        RealCrops.from_lvis(clip, *lvis, cache=cache)
+
+
 def test_the_mean_cosine_to_all_real_objects_decides(lvis, drawn):
     clip = ColourClip()
     rule = SimilarityRule(references=RealCrops.from_lvis(clip, *lvis), min_similarity=0.9)

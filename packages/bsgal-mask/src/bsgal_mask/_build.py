@@ -19,7 +19,7 @@ from bsgal_mask._edges import Edges
 from bsgal_mask._filters import AreaFilter, Filter
 from bsgal_mask._image_set import ImageRow, ImageSet
 from bsgal_mask._jsonl import Row
-from bsgal_mask._pool_writer import PoolWriter
+from bsgal_mask._pool_writer import PoolWriter, read_pool_rows
 from bsgal_mask._segmenter import Image, Segmenter, SoftMask
 from bsgal_mask._similarity import SimilarityRule
 from bsgal_mask._summary import PoolSummary, summarise_rows
@@ -128,6 +128,19 @@ def build_pool(
             _settle(writer, cutter.choice.category_bar)
     ids = (row.sample_id for row in image_set.rows)
     return summarise_rows([writer.rows[instance_id] for instance_id in ids])
+
+
+def count_open(image_set_dir: str | Path, out_dir: str | Path) -> tuple[int, int]:
+    """Return how many images a run of `build_pool` would work on, and how many there are.
+
+    Raises:
+        ImageSetError: The image set cannot be read.
+        PoolError: `out_dir` holds something that is not a pool.
+    """
+    out_dir = Path(out_dir)
+    rows = read_pool_rows(out_dir) if (out_dir / "meta.json").exists() else {}
+    sources = ImageSet.open(image_set_dir).rows
+    return sum(_is_open(source, rows.get(source.sample_id)) for source in sources), len(sources)
 
 
 def _cut_batch(

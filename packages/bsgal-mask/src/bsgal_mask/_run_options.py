@@ -61,6 +61,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
                        help=_DEFAULT("images in memory at a time"))  # fmt: skip
     group.add_argument("--max-image-px", type=int, default=build["max_image_px"], metavar="PIXELS",
                        help=_DEFAULT("drop images with more pixels"))  # fmt: skip
+    group.add_argument("--dry-run", action="store_true",
+                       help="say how many images are left to do, and stop")  # fmt: skip
     group.add_argument("--quiet", action="store_true", help="show no progress")
     parser.set_defaults(usage_error=parser.error)
 
@@ -102,6 +104,9 @@ def _add_filters(group: Any) -> None:
         help="LVIS annotations of real objects, with --similar-images and --clip-model; "
         "what looks unlike them is dropped (default: no comparison)")  # fmt: skip
     add("--similar-images", type=Path, metavar="FOLDER", help="images of --similar-to")
+    add("--similar-cache", type=Path, metavar="FILE",
+        help=".npz file that keeps the features of --similar-to for later runs "
+        "(default: computed by every run)")  # fmt: skip
     add("--min-similarity", type=float, default=_defaults(SimilarityRule)["min_similarity"],
         metavar="COSINE", help=_DEFAULT("least mean cosine, -1 to 1, with the real objects of "
         "the category in CLIP"))  # fmt: skip
@@ -238,7 +243,11 @@ def _similarity(options: argparse.Namespace, clip: Clip | None) -> SimilarityRul
         options.usage_error("--similar-to needs --similar-images")
     assert clip is not None
     references = RealCrops.from_lvis(
-        clip, options.similar_to, options.similar_images, max_image_px=options.max_image_px
+        clip,
+        options.similar_to,
+        options.similar_images,
+        max_image_px=options.max_image_px,
+        cache=options.similar_cache,
     )
     return SimilarityRule(references=references, min_similarity=options.min_similarity)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
-from collections import defaultdict
+import zipfile
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 
 from bsgal_mask._clip import Clip
 from bsgal_mask._clip_choice import on_plain
-from bsgal_mask._files import sha256_of, stays_inside
+from bsgal_mask._files import sha256_of, stays_inside, write_atomically
 from bsgal_mask._images import read_image
 from bsgal_mask._segmenter import Image
 from bsgal_mask.errors import RealCropError
@@ -58,6 +60,7 @@ class RealCrops:
         *,
         max_per_category: int = 100,
         max_image_px: int = 64_000_000,
+        cache: str | Path | None = None,
     ) -> RealCrops:
         """Compute the features of annotated objects.
 
@@ -71,6 +74,8 @@ class RealCrops:
                 `coco_url`, lead into.
             max_per_category: Objects of a category that are used: the first so many by id.
             max_image_px: Larger images (width times height) are refused.
+            cache: A `.npz` file that keeps the features. It is read where it was made with the
+                same model, annotations and number, and written anew otherwise.
 
         Raises:
             RealCropError: The annotations or an image cannot be used; the message says which.
@@ -78,18 +83,18 @@ class RealCrops:
         if max_per_category < 1:
             raise ValueError(f"`max_per_category` must be at least 1, got {max_per_category}")
         path, root = Path(annotations), Path(image_dir)
-        objects = _objects_of(path, root, max_per_category)
-        crops = _crops(objects, max_image_px)
-        features: dict[int, list[NDArray[np.float32]]] = defaultdict(list)
-        for found, feature in zip(
-            objects, clip.image_features(crops, margin_value=_BLACK), strict=True
-        ):
-            features[found.category_id].append(feature)
-        return cls(
-            clip,
-            {category_id: np.mean(rows, axis=0) for category_id, rows in features.items()},
-            {"annotations_sha256": sha256_of(path), "max_per_category": max_per_category},
-        )
+        try:
+            config = {"annotations_sha256": sha256_of(path), "max_per_category": max_per_category}
+        except OSError as error:
+            raise RealCropError(f"cannot read {path} ({error.strerror})") from None
+        key = json.dumps({**clip.config(), **config}, sort_keys=True)
+        means = None if cache is None else _read_cache(Path(cache), key)
+        if means is None:
+            objects = _objects_of(path, root, max_per_category)
+            means = _mean_features(clip, objects, max_image_px)
+            if cache is not None:
+                _write_cache(Path(cache), key, means)
+        return cls(clip, means, config)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +152,41 @@ class SimilarityRule:
     def config(self) -> Mapping[str, Any]:
         """Return the settings."""
         return {**self.references.config(), "min_similarity": self.min_similarity}
+
+
+def _mean_features(
+    clip: Clip, objects: Sequence[_Object], max_image_px: int
+) -> dict[int, NDArray[np.float32]]:
+    features = clip.image_features(_crops(objects, max_image_px), margin_value=_BLACK)
+    sums: dict[int, NDArray[np.float64]] = {}
+    counts: Counter[int] = Counter()
+    for found, feature in zip(objects, features, strict=True):
+        sums[found.category_id] = sums.get(found.category_id, 0) + feature.astype(np.float64)
+        counts[found.category_id] += 1
+    return {key: (total / counts[key]).astype(np.float32) for key, total in sums.items()}
+
+
+def _read_cache(path: Path, key: str) -> dict[int, NDArray[np.float32]] | None:
+    """Return the means of a cache that was made under the same key; None if there is none."""
+    try:
+        with np.load(path, allow_pickle=False) as cache:
+            if str(cache["key"]) != key:
+                return None
+            return dict(zip(cache["category_ids"].tolist(), cache["means"], strict=True))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise RealCropError(
+            f"{path} is not a cache of real objects' features ({error}); remove it, or name "
+            "another file"
+        ) from None
+
+
+def _write_cache(path: Path, key: str, means: Mapping[int, NDArray[np.float32]]) -> None:
+    stream = io.BytesIO()
+    rows = np.stack([*means.values()]) if means else np.zeros((0, 0), np.float32)
+    np.savez(stream, key=key, category_ids=np.array([*means], np.int64), means=rows)
+    write_atomically(path, stream.getvalue())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bsgal_mask import __version__, build_pool, install_u2netp, summarise_pool
+from bsgal_mask._build import count_open
 from bsgal_mask._run_options import add_run_options, pool_settings
 
 
@@ -65,6 +66,10 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    if options.dry_run:
+        n_open, n_images = count_open(options.image_set, options.out)
+        print(f"{n_images} images: {n_open} to do, {n_images - n_open} have their row")
+        return
     settings = pool_settings(options)
     progress = None if options.quiet else _ProgressLine()
     print(build_pool(options.image_set, options.out, **settings, progress=progress))
