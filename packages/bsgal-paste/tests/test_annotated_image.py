@@ -97,3 +97,14 @@ def test_a_box_without_area_inside_the_image_is_refused(box):
 def test_a_caller_without_masks_is_told_what_to_use():
     with pytest.raises(TypeError, match=r"use `AnnotatedImage\.from_boxes`"):
         AnnotatedImage(np.zeros((6, 8, 3), dtype=np.uint8), None, [])
+
+
+def test_a_box_stands_for_every_pixel_that_it_touches():
+    image = np.zeros((60, 80, 3), dtype=np.uint8)
+    target = AnnotatedImage.from_boxes(
+        image, [[10.5, 8.25, 50.5, 40.75], [-3, 50, 9.5, 99]], [3, 4]
+    )
+    expected = np.zeros((2, 60, 80), dtype=bool)
+    expected[0, 8:41, 10:51] = True
+    expected[1, 50:60, :10] = True
+    np.testing.assert_array_equal(target.masks, expected)
