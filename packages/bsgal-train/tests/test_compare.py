@@ -104,6 +104,15 @@ def test_a_run_without_results_is_compared_as_far_as_it_is(
     assert f"note: {other} has no results yet" in capsys.readouterr().out
 
 
+def test_programs_read_it_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = write(tmp_path / "a", Recipe(), 0.1)
+    other = write(tmp_path / "b", Recipe().override("schedule.seed=3"), 0.1)
+
+    assert main(["compare", str(one), str(other), "--json"]) == 0
+
+    assert json.loads(capsys.readouterr().out)["recipe"] == {"schedule.seed": [0, 3]}
+
+
 def test_a_folder_without_a_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

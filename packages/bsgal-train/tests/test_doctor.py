@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,17 @@ def test_a_missing_library_is_named_with_its_cure(
     lines = capsys.readouterr().out.splitlines()
     assert "missing timm; mend: pip install timm" in lines
     assert any(line.startswith("note ") and "resvg-py" in line for line in lines)
+
+
+def test_programs_read_it_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor, "_installed", lambda module: module != "timm")
+
+    assert main(["doctor", "--json"]) == 1
+
+    found = json.loads(capsys.readouterr().out)
+    assert {"state": "missing", "text": "timm; mend: pip install timm"} in found
 
 
 def test_a_missing_detectron2_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from bsgal_train import processes
 from bsgal_train.decision_log import read_decisions
+from bsgal_train.detector.federated import FederatedClasses
 from bsgal_train.metrics import read_metrics
 from bsgal_train.recipe import Recipe
 from bsgal_train.run import train
@@ -111,7 +112,7 @@ def test_alone_every_exchange_is_the_identity() -> None:
 
 MODES = {
     "paper": (),
-    "paste_random": ("selection.kept_share=0.5",),
+    "paste_random": ("detector.federated_classes=2", "selection.kept_share=0.5"),
     "instance": (
         "optimizer.ema_decay=0.5",
         "selection.reference=hybrid",
@@ -120,6 +121,17 @@ MODES = {
         "selection.window=8",
     ),
 }
+
+
+def test_federated_classes_are_drawn_together(tmp_path: Path) -> None:
+    def work(rank: int) -> None:
+        torch.manual_seed(rank)
+        own = FederatedClasses([5] * 40, n_classes=10).draw(torch.tensor([rank, 7 + rank, 40]))
+        assert {0, 1, 7, 8} <= set(own.tolist())
+        assert len(own) == 10
+        assert processes.gather(own.tolist()) == [own.tolist()] * 2
+
+    assert in_processes(2, tmp_path / "store", work) == [0, 0]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:

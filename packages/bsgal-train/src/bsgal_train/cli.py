@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import logging
 import math
 import os
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="what differs between two runs, and results")
     compare.add_argument("run_a", type=Path, help="output folder of a run")
     compare.add_argument("run_b", type=Path, help="output folder of another one")
+    compare.add_argument("--json", action="store_true", help="print it as JSON")
     compare.set_defaults(command=_compare)
 
     doctor = commands.add_parser(
@@ -115,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--out", type=Path, default=Path(), help="where runs are to go (default: here)"
     )
+    doctor.add_argument("--json", action="store_true", help="print it as JSON")
     doctor.set_defaults(command=_doctor)
 
     setup = commands.add_parser(
@@ -250,14 +253,18 @@ def _report(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     from bsgal_train.compare import compare_runs
 
-    print(compare_runs(options.run_a, options.run_b))
+    found = compare_runs(options.run_a, options.run_b)
+    print(json.dumps(dataclasses.asdict(found), indent=2) if options.json else found)
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from bsgal_train.doctor import diagnose
 
     found = diagnose(options.out)
-    print("\n".join(map(str, found)))
+    if options.json:
+        print(json.dumps([dataclasses.asdict(one) for one in found], indent=2))
+    else:
+        print("\n".join(map(str, found)))
     return int(any(one.state == "missing" for one in found))
 
 

@@ -73,7 +73,9 @@ def _claim_folder(out_dir: Path, settings: DemoSettings) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / "demo.json"
     if not path.is_file():
-        path.write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
+        temporary.replace(path)
         return
     earlier = json.loads(path.read_text(encoding="utf-8"))
     for name, value in asdict(settings).items():

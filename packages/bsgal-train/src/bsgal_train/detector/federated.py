@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from bsgal_train import processes
+
 __all__ = ["FederatedClasses"]
 
 
@@ -39,15 +41,22 @@ class FederatedClasses:
     def draw(self, gt_classes: Tensor) -> Tensor:
         """Return the classes that take part, ascending, from torch's global generator.
 
+        The processes of a run draw together: the classes present in any of them take part in all.
+
         Args:
             gt_classes: long (R,), class of each proposal; background is the number of classes.
         """
         present = torch.unique(gt_classes.cpu())
         present = present[(present >= 0) & (present < len(self._weights))]
+        # The last process holds the batch's last image, after which one process would draw.
+        seed = processes.gather([int(torch.randint(1 << 62, ()))])[-1][0]
+        present = torch.tensor(sorted(set().union(*processes.gather(present.tolist()))))
+        present = present.to(torch.int64)
         weights = self._weights.clone()
         weights[present] = 0.0
         n_drawn = min(self._n_classes - len(present), int((weights > 0).sum()))
         if n_drawn > 0:
-            present = torch.cat([present, torch.multinomial(weights, n_drawn)])
+            generator = torch.Generator().manual_seed(seed)
+            present = torch.cat([present, torch.multinomial(weights, n_drawn, generator=generator)])
         taking_part: Tensor = present.sort().values
         return taking_part.to(gt_classes.device)
