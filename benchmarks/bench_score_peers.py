@@ -1,0 +1,368 @@
+"""Score every proposal of a detection head: ghost scoring against per-sample gradients.
+
+The head is of real size: 512 proposals of 12544 features, layers 12544 -> 1024 -> 1024 -> 1204,
+15 M parameters. Every case starts from the features, ends with each unit's dot product with a fixed
+reference gradient and, except captum, its norm; results are compared. Two tasks: every proposal
+is a unit (`rows`), and 64 objects of 8 proposals each are (`objects`).
+
+- `ours`: `bsgal_score.GhostScorer`, all 512 rows at once.
+- `loop`: one call of autograd per unit, the simplest thing that works.
+- `vmap`: `torch.func.vmap(grad)` in chunks; dot product and norm are taken inside, so that the
+  per-sample gradients are the only large thing.
+- `opacus`: `GradSampleModule`, which keeps per-sample gradients on the parameters.
+- `captum`: `TracInCP` with per-sample gradients from one pass a batch, reference aggregated. It
+  gives dot products only and computes the reference gradient itself (16 rows; the rest of it is
+  given).
+- `dattri`: `TracInAttributor`, normalised, without projection; it computes the reference too.
+
+Per-sample gradients of 512 rows are 31 GB, so the peers work in chunks (`--chunk`; for dattri,
+which copies them, a quarter). trak is left out: it returns another quantity (projected gradients
+weighed by an inverse kernel), and takes its gradients from `vmap(grad)`.
+
+Memory is the rise of the peak resident size over what the process held before, in a process of its
+own for every case, after a small warm-up.
+
+`python benchmarks/bench_score_peers.py` writes `benchmarks/results/score_peers.json`. Peers are in
+`benchmarks/requirements.txt`; one that is not installed is reported as missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import importlib.util
+import io
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from _harness import require_tests, time_in_turn, write_result
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bsgal_score import GhostScorer, GradientCache
+
+N_ROWS, ROWS_PER_OBJECT, N_REFERENCE = 512, 8, 16
+WIDTHS = (12544, 1024, 1024, 1204)
+N_THREADS = 2
+PEERS = {"vmap": "torch", "opacus": "opacus", "captum": "captum", "dattri": "dattri"}
+Scores = tuple[Tensor, Tensor | None]
+"""Dot products and norms by unit."""
+
+
+class Task:
+    """A head, its features and labels, and a fixed reference gradient."""
+
+    def __init__(self, n_rows: int, chunk: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        torch.manual_seed(0)  # initial weights
+        layers: list[nn.Module] = []
+        for n_inputs, n_outputs in pairwise(WIDTHS):
+            layers += [nn.Linear(n_inputs, n_outputs), nn.ReLU()]
+        self.head = nn.Sequential(*layers[:-1])
+        self.chunk = chunk
+        self.features = torch.randn(n_rows, WIDTHS[0], generator=generator).relu_()
+        self.labels = torch.randint(WIDTHS[-1], (n_rows,), generator=generator)
+        self.reference = (
+            torch.randn(N_REFERENCE, WIDTHS[0], generator=generator).relu_(),
+            torch.randint(WIDTHS[-1], (N_REFERENCE,), generator=generator),
+        )
+        self.parameters = dict(self.head.named_parameters())
+        self.cache = GradientCache(self.head.named_parameters(), decay=0.0)
+        loss = functional.cross_entropy(self.head(self.reference[0]), self.reference[1])
+        gradients = torch.autograd.grad(loss, list(self.parameters.values()))
+        self.cache.update(dict(zip(self.parameters, gradients, strict=True)))
+        self.flat_cache = {name: self.cache[name].flatten() for name in self.cache.names}
+
+    def chunks(self) -> list[slice]:
+        """Cut the rows into chunks."""
+        n = len(self.features)
+        return [slice(start, start + self.chunk) for start in range(0, n, self.chunk)]
+
+
+def ours(task: Task, unit_index: Tensor) -> Scores:
+    """Score all units with one forward and one backward pass."""
+    with GhostScorer(task.head, task.cache) as scorer:
+        loss = functional.cross_entropy(task.head(task.features), task.labels, reduction="sum")
+        scores = scorer.score(loss, unit_index, update_cache=False)
+    return scores.dot, scores.norm
+
+
+def loop(task: Task, rows_per_unit: int) -> Scores:
+    """Take one gradient per unit by autograd."""
+    dots, norms = [], []
+    parameters = list(task.parameters.values())
+    for start in range(0, len(task.features), rows_per_unit):
+        rows = slice(start, start + rows_per_unit)
+        outputs = task.head(task.features[rows])
+        loss = functional.cross_entropy(outputs, task.labels[rows], reduction="sum")
+        flat = [g.flatten() for g in torch.autograd.grad(loss, parameters)]
+        caches = task.flat_cache.values()
+        dots.append(sum(torch.dot(g, c) for g, c in zip(flat, caches, strict=True)))
+        norms.append(sum(torch.linalg.vector_norm(g).square() for g in flat))
+    return torch.stack(dots), torch.stack(norms).sqrt()
+
+
+def vmap(task: Task, rows_per_unit: int) -> Scores:
+    """Map the gradient over units, and take its products before it is given back."""
+    parameters = {name: p.detach() for name, p in task.parameters.items()}
+
+    def loss(weights: dict[str, Tensor], features: Tensor, labels: Tensor) -> Tensor:
+        outputs = torch.func.functional_call(task.head, weights, (features,))
+        return functional.cross_entropy(outputs, labels, reduction="sum")
+
+    def scores(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        gradients = torch.func.grad(loss)(parameters, features, labels)
+        flat = {name: gradient.flatten() for name, gradient in gradients.items()}
+        dot = sum(torch.dot(g, task.flat_cache[name]) for name, g in flat.items())
+        return dot, sum(torch.linalg.vector_norm(g).square() for g in flat.values())
+
+    features = task.features.view(-1, rows_per_unit, WIDTHS[0])
+    labels = task.labels.view(-1, rows_per_unit)
+    chunk = min(task.chunk, len(features))
+    dot, sqnorm = torch.func.vmap(scores, chunk_size=chunk)(features, labels)
+    return dot, sqnorm.sqrt()
+
+
+def opacus(task: Task) -> Callable[[], Scores]:
+    """Let opacus keep per-sample gradients, chunk by chunk."""
+    from opacus import GradSampleModule
+
+    # A copy, since its hooks stay on the layers.
+    module = GradSampleModule(copy.deepcopy(task.head), loss_reduction="sum")
+    parameters = dict(module._module.named_parameters())
+
+    def run() -> Scores:
+        dots, norms = [], []
+        for rows in task.chunks():
+            outputs = module(task.features[rows])
+            functional.cross_entropy(outputs, task.labels[rows], reduction="sum").backward()
+            dot, sqnorm = torch.zeros(2, len(outputs)).unbind()
+            for name, parameter in parameters.items():
+                flat = parameter.grad_sample.flatten(1)
+                dot += flat @ task.flat_cache[name]
+                sqnorm += torch.linalg.vector_norm(flat, dim=1).square()
+                parameter.grad_sample = parameter.grad = None
+            dots.append(dot)
+            norms.append(sqnorm.sqrt())
+        return torch.cat(dots), torch.cat(norms)
+
+    return run
+
+
+def captum(task: Task) -> Callable[[], Scores]:
+    """Trace influence in one checkpoint: the weights of now, with learning rate 1."""
+    from captum.influence import TracInCP
+
+    tracin = TracInCP(
+        copy.deepcopy(task.head),
+        torch.utils.data.TensorDataset(task.features, task.labels),
+        checkpoints=["now"],
+        checkpoints_load_func=lambda *_: 1.0,
+        loss_fn=nn.CrossEntropyLoss(reduction="sum"),
+        test_loss_fn=nn.CrossEntropyLoss(reduction="sum"),
+        batch_size=task.chunk,
+        sample_wise_grads_per_batch=True,
+    )
+
+    def run() -> Scores:
+        dots = tracin.influence(task.reference, aggregate=True)
+        return dots.flatten() / N_REFERENCE, None
+
+    return run
+
+
+def dattri(task: Task) -> Callable[[], Scores]:
+    """Let dattri take cosines; its norms stay inside."""
+    from dattri.algorithm.tracin import TracInAttributor
+    from dattri.task import AttributionTask
+    from torch.utils.data import DataLoader, TensorDataset
+
+    head = copy.deepcopy(task.head)
+
+    def loss(weights: Any, data: tuple[Tensor, Tensor]) -> Tensor:
+        features, label = data
+        outputs = torch.func.functional_call(head, weights, (features.view(-1, WIDTHS[0]),))
+        return functional.cross_entropy(outputs, label.flatten())
+
+    attributor = TracInAttributor(
+        AttributionTask(loss, head, head.state_dict()),
+        weight_list=torch.ones(1), normalized_grad=True,
+    )  # fmt: skip
+    attributor.projector_kwargs = None  # exact gradients; the constructor has no way to say so
+    candidates = TensorDataset(task.features, task.labels)
+    # One test item that holds all reference rows: its gradient is theirs.
+    reference = TensorDataset(*(tensor[None] for tensor in task.reference))
+
+    def run() -> Scores:
+        with contextlib.redirect_stderr(io.StringIO()):
+            cosines = attributor.attribute(
+                DataLoader(candidates, batch_size=max(1, task.chunk // 4)), DataLoader(reference)
+            )
+        return cosines.flatten(), None
+
+    return run
+
+
+def cases(task: Task, kind: str) -> dict[str, Callable[[], Scores]]:
+    """Return the cases of one task that can run here."""
+    per_unit = ROWS_PER_OBJECT if kind == "objects" else 1
+    unit_index = torch.arange(len(task.features)) // per_unit
+    found: dict[str, Callable[[], Scores]] = {
+        "ours": lambda: ours(task, unit_index),
+        "loop": lambda: loop(task, per_unit),
+        "vmap": lambda: vmap(task, per_unit),
+    }
+    if kind == "rows":
+        peers = {"opacus": opacus, "captum": captum, "dattri": dattri}
+        found |= {
+            name: make(task)
+            for name, make in peers.items()
+            if importlib.util.find_spec(name) is not None
+        }
+    return found
+
+
+def difference(name: str, found: Scores, expected: Scores, cache_norm: float) -> float:
+    """Return the largest difference, of dot products relative to ‖c‖‖g‖ and of norms to ‖g‖."""
+    dot, norm = expected
+    assert norm is not None
+    if name == "dattri":
+        return float((found[0].double() - dot / norm / cache_norm).abs().max())
+    worst = float(((found[0].double() - dot) / norm).abs().max()) / cache_norm
+    if found[1] is not None:
+        worst = max(worst, float(((found[1].double() - norm) / norm).abs().max()))
+    return worst
+
+
+def print_memory(kind: str, name: str, n_rows: int, chunk: int) -> None:
+    """Print by how many bytes the peak resident size rises; for a process of its own."""
+    cases(Task(ROWS_PER_OBJECT, ROWS_PER_OBJECT), kind)[name]()
+    task = Task(n_rows, chunk)
+    run = cases(task, kind)[name]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    before = _resident("VmRSS")
+    run()
+    print(max(4096, _resident("VmHWM") - before))  # a page at least, so that ratios exist
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def measure_memory(kind: str, name: str, n_rows: int, chunk: int) -> int:
+    """Measure a case in a new process whose freed blocks go back to the system at once."""
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
+    command = [sys.executable, __file__, "--memory-of", kind, name]
+    command += ["--rows", str(n_rows), "--chunk", str(chunk)]
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    return int(done.stdout.split()[-1])
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    """Return the Markdown table of the README, made from the result alone."""
+    lines = [
+        "| case | every proposal a unit | extra memory | 64 objects of 8 | extra memory |",
+        "|---" * 5 + "|",
+    ]
+    by_case: dict[str, dict[str, Any]] = {}
+    for row in result["rows"]:
+        by_case.setdefault(row["case"], {})[row["task"]] = row
+    for case, by_task in by_case.items():
+        cells = [case]
+        for task in ("rows", "objects"):
+            row = by_task.get(task)
+            missing = row is None or row.get("missing")
+            cells += (
+                ["-", "-"]
+                if missing
+                else [f"{row['median_s']:.2f} s", f"{row['peak_extra_bytes'] / 1e6:,.0f} MB"]
+            )
+        lines.append(f"| {' | '.join(cells)} |")
+    return {"peers": "\n".join(lines)}
+
+
+def main() -> None:
+    """Time all cases in turn, measure their memory, and write the result."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=N_ROWS, help="number of proposals")
+    parser.add_argument("--chunk", type=int, default=64, help="per-sample gradients at a time")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds")
+    parser.add_argument("--quick", action="store_true", help="8 proposals, writes nothing")
+    parser.add_argument("--memory-of", nargs=2, metavar=("TASK", "CASE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(N_THREADS)
+    warnings.filterwarnings("ignore")  # the peers' remarks about hooks and defaults
+    n_rows, chunk, rounds = arguments.rows, arguments.chunk, arguments.rounds
+    if arguments.quick:
+        n_rows, chunk, rounds = 8, 4, 1
+    if arguments.memory_of:
+        print_memory(*arguments.memory_of, n_rows, chunk)
+        return
+    if not arguments.quick:
+        require_tests(
+            "packages/bsgal-score/tests/test_ghost.py",
+            "packages/bsgal-score/tests/test_ghost_ops.py",
+        )
+    task = Task(n_rows, chunk)
+    cache_norm = task.cache.norm()
+    rows: list[dict[str, Any]] = []
+    worst = 0.0
+    medians: dict[tuple[str, str], float] = {}
+    memory: dict[tuple[str, str], int] = {}
+    for kind in ("rows", "objects"):
+        chosen = cases(task, kind)
+        expected = chosen["ours"]()
+        for name, run in chosen.items():
+            worst = max(worst, difference(name, run(), expected, cache_norm))
+        # Every case has just run once, which warms it up.
+        for name, timing in time_in_turn(chosen, rounds=rounds, warmup=0).items():
+            low, median, high = timing.quantiles_s()
+            medians[kind, name] = median
+            memory[kind, name] = measure_memory(kind, name, n_rows, chunk)
+            rows.append(
+                {
+                    "task": kind,
+                    "case": name,
+                    "n_rows": n_rows,
+                    "chunk": chunk // 4 if name == "dattri" else chunk,
+                    "n_threads": N_THREADS,
+                    "median_s": median,
+                    "q20_s": low,
+                    "q80_s": high,
+                    "peak_extra_bytes": memory[kind, name],
+                }
+            )
+            print(f"{kind:<8}{name:<8}{median:8.3f} s{memory[kind, name] / 1e6:10.1f} MB")
+    for name, library in PEERS.items():
+        if importlib.util.find_spec(library) is None:
+            rows.append({"task": "rows", "case": name, "missing": f"{library} is not installed"})
+    all_gradients = n_rows * sum(4 * p.numel() for p in task.parameters.values())
+    headline: dict[str, float] = {"max_rel_diff": worst, "chunk": chunk, "n_rows": n_rows}
+    for kind, prefix in (("rows", ""), ("objects", "objects_")):
+        for (own_kind, name), median in medians.items():
+            if own_kind == kind and name != "ours":
+                headline[f"{prefix}{name}_over_ours_time"] = median / medians[kind, "ours"]
+                headline[f"{prefix}{name}_over_ours_memory"] = (
+                    memory[kind, name] / memory[kind, "ours"]
+                )
+    # What the gradients alone would take if they were held at once, as without chunks.
+    headline["unchunked_over_ours_memory"] = all_gradients / memory["rows", "ours"]
+    if arguments.quick:
+        print(json.dumps(headline, indent=1))
+        return
+    installed = [library for library in PEERS.values() if importlib.util.find_spec(library)]
+    write_result("score_peers", rows=rows, headline=headline, libraries=installed)
+
+
+if __name__ == "__main__":
+    main()
