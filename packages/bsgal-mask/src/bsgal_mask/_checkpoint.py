@@ -124,9 +124,11 @@ def load_checkpoint(
                 str(model), use_safetensors=True, output_loading_info=True, **where
             )
             _check_whole(notes, f"{model} is not a {model_class}")
-            processor = transformers.AutoImageProcessor.from_pretrained(str(model), **where)
+            # Code that lies beside the weights is never run.
+            safely = {"trust_remote_code": False, **where}
+            processor = transformers.AutoImageProcessor.from_pretrained(str(model), **safely)
             tokenizer = (
-                transformers.AutoTokenizer.from_pretrained(str(model), **where)
+                transformers.AutoTokenizer.from_pretrained(str(model), **safely)
                 if has_text
                 else None
             )
