@@ -127,8 +127,8 @@ class DetectorConfig:
         image_px: longer side of an image at prediction; 0 keeps the image's size.
         image_short_px: shorter side of an image at prediction; `image_px` is then the limit of the
             longer one. 0 leaves it free.
-        init: `random`, `baseline` (the detector shipped with the package), or a folder or
-            safetensors file with weights.
+        init: `random`, `baseline` (the detector shipped with the package), or the output folder of
+            a run, whose detector is taken.
         precision: `bf16` or `fp16` runs convolutions and linear layers in it (losses stay in
             fp32); faster on processors with units for it, bit-identical only on the same machine.
     """
