@@ -438,6 +438,18 @@ def test_misuse_is_explained():
         scorer.score(setting.loss([40, 60]), torch.tensor([0, -1]), step=step)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_half_of_the_metric_on_both_sides_is_the_metric(kind):
+    setting = Setting(kind)
+    step = StepModel(setting.optimizer)
+    c, k = (setting.gradients(setting.loss(rows)) for rows in ([40, 41], [50]))
+    whole = step.directions(c, setting.parameters)
+    half_c, half_k = (step.directions(x, setting.parameters, power=0.5) for x in (c, k))
+    for name in c:
+        expected = (whole[name] * k[name]).sum()
+        torch.testing.assert_close((half_c[name] * half_k[name]).sum(), expected)
+
+
 def test_nan_in_a_candidate_gives_nan():
     setting = Setting("adamw")
     step = StepModel(setting.optimizer, displacement="exact", curvature="kfac")

@@ -137,9 +137,20 @@ class StepModel:
         ]
 
     def directions(
-        self, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
+        self,
+        tensors: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        *,
+        power: float = 1.0,
     ) -> dict[str, Tensor]:
-        """Return S x for tensors x by name; a copy of them in float32 (or float64)."""
+        """Return Sᵖ x for tensors x by name; a copy of them in float32 (or float64).
+
+        Args:
+            tensors: x by name.
+            parameters: Name to parameter.
+            power: p. With 0.5 on both sides, ⟨S½ c, S½ k⟩ = ⟨c, S k⟩: to be preferred where both
+                are sketched, since Adam's S c has few huge entries, whose collisions are costly.
+        """
         scaled = {}
         metrics = dict(zip(parameters, self.metric(parameters), strict=True))
         for name, tensor in tensors.items():
@@ -147,8 +158,9 @@ class StepModel:
             x = tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
             if metric.second_moment is not None:
                 v = metric.second_moment.to(x.dtype)
-                x.div_((v / metric.bias_correction).sqrt_().add_(metric.eps))
-            scaled[name] = x.mul_(metric.scale)
+                root = (v / metric.bias_correction).sqrt_().add_(metric.eps)
+                x.div_(root if power == 1.0 else root.pow_(power))
+            scaled[name] = x.mul_(metric.scale**power)
         return scaled
 
     def reference(self, cache: GradientCache) -> dict[str, Tensor]:
