@@ -1,0 +1,299 @@
+"""Time a training step of every selection mode, and measure its memory, against `paste_all`.
+
+One detector and one optimizer take the steps of all modes in turn, on the same images, so that a
+machine whose speed drifts slows all of them. What a mode does only every 16 steps is timed by
+itself and counted as a sixteenth. Peak memory is that of a process of its own: what it held at most
+in three steps, less what it held before the detector was built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _harness import require_tests, time_in_turn, write_result
+
+if TYPE_CHECKING:
+    from bsgal_train.recipe import Recipe
+
+REFRESH_EVERY = 16
+# Steps 1 and 2 of a run: the first refreshes a class-matched reference, the second does not.
+REFRESHING, PLAIN = 1, 2
+
+# Case: overrides of the recipe. The baseline of all ratios is `paste_all`.
+MODES: dict[str, list[str]] = {
+    "none": ["selection.mode=none"],
+    "paste_all": ["selection.mode=paste_all"],
+    "paste_random": ["selection.mode=paste_random"],
+    "instance": ["selection.mode=instance", "selection.threshold=0"],
+    "instance_dot": ["selection.mode=instance", "selection.form=dot"],
+    "instance_step": ["selection.mode=instance", "selection.form=step"],
+    "instance_heads": [
+        "selection.mode=instance",
+        "selection.layers=heads",
+        "selection.threshold=0",
+    ],
+    "hybrid": [
+        "selection.mode=instance",
+        "selection.reference=hybrid",
+        f"selection.refresh_every={REFRESH_EVERY}",
+        "selection.threshold=0",
+    ],
+    "image": ["selection.mode=image"],
+    "batch": ["selection.mode=batch", f"selection.refresh_every={REFRESH_EVERY}"],
+    "batch_rejecting": [
+        "selection.mode=batch",
+        f"selection.refresh_every={REFRESH_EVERY}",
+        "selection.threshold=1",
+    ],
+    "paper": ["selection.mode=paper"],
+}
+QUICK_MODES = ("none", "paste_all", "instance", "hybrid")
+REFRESHED = ("hybrid", "batch", "batch_rejecting")
+
+# Detector: overrides of the recipe `builtin_continue`.
+R18 = [
+    "detector.init=random",
+    "detector.backbone_channels=[]",
+    "detector.fpn_channels=128",
+    "detector.head_channels=128",
+    "detector.box_features=512",
+    "data.crop_px=256",
+    "schedule.batch_size=4",
+]
+R50 = [
+    "detector.init=random",
+    "detector.backbone=resnet50",
+    "detector.backbone_channels=[]",
+    "detector.fpn_channels=256",
+    "detector.head_channels=256",
+    "detector.n_mask_convs=4",
+    "detector.box_features=1024",
+    "detector.rois_per_image=128",
+    "data.crop_px=384",
+    "schedule.batch_size=2",
+]
+DETECTORS: dict[str, list[str]] = {
+    "mask_rcnn_r18": R18,
+    "mask_rcnn_r50": R50,
+    "centernet2_r18": [*R18, "detector.architecture=centernet2"],
+    "centernet2_r50": [*R50, "detector.architecture=centernet2"],
+}
+
+
+def main() -> None:
+    """Time and measure every mode on every detector, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--quick", action="store_true", help="one small detector, four modes, two rounds"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="rounds of timing (default 7)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
+    parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS))
+    parser.add_argument("--data", type=Path, help="folder of data and pool (default: temporary)")
+    parser.add_argument("--peak-of", nargs=2, metavar=("DETECTOR", "MODE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak_of:
+        detector, mode = arguments.peak_of
+        print(peak_bytes(detector, mode, arguments.data, arguments.threads, arguments.quick))
+        return
+    if not arguments.quick:
+        require_tests("packages/bsgal-train/tests/selection")
+    with tempfile.TemporaryDirectory() as temporary:
+        data = arguments.data or Path(temporary)
+        detectors = ["mask_rcnn_r18"] if arguments.quick else arguments.detectors
+        rounds = 2 if arguments.quick else arguments.rounds
+        rows = [
+            row
+            for detector in detectors
+            for row in measure(detector, data, rounds, arguments.threads, arguments.quick)
+        ]
+    headline: dict[str, float | int | str] = {}
+    for row in rows:
+        if row["mode"] != "paste_all":
+            headline[f"{row['mode']}_over_paste_all_{row['detector']}"] = row["over_paste_all"]
+            headline[f"{row['mode']}_peak_over_paste_all_{row['detector']}"] = row[
+                "peak_over_paste_all"
+            ]
+    if arguments.quick:
+        print(json.dumps(headline, indent=1))
+        return
+    write_result(
+        "train_overhead",
+        rows=rows,
+        headline=headline,
+        libraries=("torch", "torchvision", "timm", "bsgal-train", "bsgal-score"),
+    )
+
+
+def measure(
+    detector: str, data: Path, rounds: int, threads: int, quick: bool
+) -> list[dict[str, Any]]:
+    """Return one row per mode on one detector."""
+    modes = list(QUICK_MODES) if quick else list(MODES)
+    steps = build_steps(detector, modes, data, threads, quick)
+    cases: dict[str, Callable[[], object]] = {}
+    for mode, step in steps.items():
+        cases[mode] = partial(step, PLAIN)
+        if mode in REFRESHED:
+            cases[f"{mode}, refreshing"] = partial(step, REFRESHING)
+    # The first steps give Adam its moments and every cache a gradient.
+    for step in steps.values():
+        step(REFRESHING)
+    timings = time_in_turn(cases, rounds=rounds)
+    # Rounds are compared within themselves: what slows a round slows all of its cases.
+    rows: list[dict[str, Any]] = []
+    for mode in steps:
+        rounds_s = list(timings[mode].rounds_s)
+        if mode in REFRESHED:
+            refreshing_s = timings[f"{mode}, refreshing"].rounds_s
+            rounds_s = [
+                plain + (refreshing - plain) / REFRESH_EVERY
+                for plain, refreshing in zip(rounds_s, refreshing_s, strict=True)
+            ]
+        ratios = sorted(
+            own / base for own, base in zip(rounds_s, timings["paste_all"].rounds_s, strict=True)
+        )
+        last = len(ratios) - 1
+        rows.append(
+            {
+                "detector": detector,
+                "mode": mode,
+                "step_s": median(sorted(rounds_s)),
+                "over_paste_all": round(median(ratios), 3),
+                "over_paste_all_q20": round(ratios[round(0.2 * last)], 3),
+                "over_paste_all_q80": round(ratios[round(0.8 * last)], 3),
+                "peak_bytes": peak_in_process(detector, mode, data, threads, quick),
+            }
+        )
+        print(rows[-1])
+    base = next(row["peak_bytes"] for row in rows if row["mode"] == "paste_all")
+    for row in rows:
+        row["peak_over_paste_all"] = round(row["peak_bytes"] / base, 3)
+    return rows
+
+
+def median(values: list[float]) -> float:
+    """Return the median of sorted values."""
+    middle = len(values) // 2
+    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+
+
+def recipe_of(detector: str, mode: str, data: Path, quick: bool) -> Recipe:
+    """Return the recipe of one case; data and pool are made on first use."""
+    from sprite_pool import write_sprite_pool
+
+    from bsgal_train.builtin.dataset import ensure_builtin_dataset
+    from bsgal_train.recipes import load_recipe
+
+    ensure_builtin_dataset(data / "dataset")
+    pool = write_sprite_pool(data / "sprites", per_category=4)
+    small = ["data.crop_px=128", "schedule.batch_size=2"] if quick else []
+    return load_recipe("builtin_continue").override(
+        f"data.builtin_root={data / 'dataset'}",
+        f"paste.pool={pool}",
+        *DETECTORS[detector],
+        *small,
+        *MODES[mode],
+    )
+
+
+def build_steps(
+    detector_name: str, modes: list[str], data: Path, threads: int, quick: bool
+) -> dict[str, Callable[[int], None]]:
+    """Return for each mode a training step that takes the step's number."""
+    import torch
+    from torch import nn
+
+    from bsgal_paste import CategoryBalancedSampler, CopyPaste, InstancePool, UniformScale
+    from bsgal_train.annotations import LvisAnnotations
+    from bsgal_train.builtin.dataset import ensure_builtin_dataset
+    from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingMapper
+    from bsgal_train.detector import build_detector
+    from bsgal_train.selection import build_selection
+    from bsgal_train.trainer import build_optimizer
+
+    torch.set_num_threads(threads)
+    recipes = {mode: recipe_of(detector_name, mode, data, quick) for mode in modes}
+    common = next(iter(recipes.values()))
+    dataset = ensure_builtin_dataset(common.data.builtin_root)
+    annotations = LvisAnnotations.load(dataset.train_json, dataset.image_root)
+    crop = RandomCrop(crop_px=common.data.crop_px)
+    pool = InstancePool.open(data / "sprites").match(annotations.categories)
+    paste = CopyPaste(
+        pool,
+        CategoryBalancedSampler(pool, count_range=(2, 5)),
+        UniformScale(scale_range=(0.15, 0.4)),
+    )
+    mapper = TrainingMapper(annotations, crop, seed=0, copy_paste=paste)
+    batch = [mapper(position, position) for position in range(common.schedule.batch_size)]
+    torch.manual_seed(0)
+    detector = build_detector(common.detector, len(annotations.categories)).train()
+    optimizer = build_optimizer(detector, common.optimizer)
+    reference = ClassMatchedReference(annotations, crop)
+
+    def step(selection: Any, number: int) -> None:
+        selected = selection(detector, batch, number, 7)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(torch.stack(list(selected.losses.values())).sum())
+        nn.utils.clip_grad_norm_(detector.parameters(), common.optimizer.clip_norm)
+        optimizer.step()
+
+    return {
+        mode: partial(step, build_selection(recipe, detector, reference, optimizer))
+        for mode, recipe in recipes.items()
+    }
+
+
+def peak_in_process(detector: str, mode: str, data: Path, threads: int, quick: bool) -> int:
+    """Return the peak memory of one mode, measured in a new process."""
+    command = [sys.executable, __file__, "--peak-of", detector, mode, "--data", str(data)]
+    command += ["--threads", str(threads), *(["--quick"] if quick else [])]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return int(done.stdout.split()[-1])
+
+
+def peak_bytes(detector: str, mode: str, data: Path, threads: int, quick: bool) -> int:
+    """Take three steps in this process, and return by how much its memory rose at most."""
+    import bsgal_train.selection  # noqa: F401 - its libraries are not part of what is measured
+
+    recipe_of(detector, mode, data, quick)
+    before = memory_bytes("VmRSS")
+    step = build_steps(detector, [mode], data, threads, quick)[mode]
+    for number in (REFRESHING, PLAIN, PLAIN):
+        step(number)
+    return memory_bytes("VmHWM") - before
+
+
+def memory_bytes(name: str) -> int:
+    """Return a line of this process's memory status, in bytes; Linux only."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def tables(result: dict[str, Any]) -> dict[str, str]:
+    """Return the README table of the ratios."""
+    detectors = list(dict.fromkeys(row["detector"] for row in result["rows"]))
+    by_case = {(row["detector"], row["mode"]): row for row in result["rows"]}
+    lines = [
+        "| `selection.mode` | " + " | ".join(f"{name}: time, memory" for name in detectors) + " |",
+        "|---" * (len(detectors) + 1) + "|",
+    ]
+    for mode in dict.fromkeys(row["mode"] for row in result["rows"]):
+        rows = [by_case[detector, mode] for detector in detectors]
+        cells = [f"{r['over_paste_all']:.2f}, {r['peak_over_paste_all']:.2f}" for r in rows]
+        lines.append(f"| {mode} | " + " | ".join(cells) + " |")
+    return {"ratios": "\n".join(lines) + "\n"}
+
+
+if __name__ == "__main__":
+    main()
