@@ -81,6 +81,18 @@ def test_every_setting_of_the_demo_has_a_flag(capsys: pytest.CaptureFixture[str]
         assert f"--{field.name.replace('_', '-')}" in shown
 
 
+def test_an_interrupted_demo_says_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(folder: Path, settings: DemoSettings) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bsgal_train.demo.loop.run_demo", interrupted)
+
+    assert main(["demo", "--out", str(tmp_path)]) == 130
+    assert "the same command goes on where it stopped" in capsys.readouterr().err
+
+
 def test_bad_usage_exits_with_two() -> None:
     with pytest.raises(SystemExit) as exit_info:
         main(["train"])
@@ -89,7 +101,11 @@ def test_bad_usage_exits_with_two() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "eval", "check-data", "data", "setup-detectron2", "demo"]
+    "command",
+    [
+        *("train", "eval", "check-data", "data", "report", "compare", "doctor"),
+        *("setup-detectron2", "demo"),
+    ],
 )
 def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_info:

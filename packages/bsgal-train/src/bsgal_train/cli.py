@@ -278,7 +278,14 @@ def _demo(options: argparse.Namespace) -> None:
     from bsgal_train.demo.loop import run_demo
 
     names = [field.name for field in dataclasses.fields(DemoSettings)]
-    run_demo(options.out, DemoSettings(**{name: getattr(options, name) for name in names}))
+    settings = DemoSettings(**{name: getattr(options, name) for name in names})
+    try:
+        run_demo(options.out, settings)
+    except KeyboardInterrupt as interruption:
+        # Training says by itself where it stopped; the other stages do not.
+        raise KeyboardInterrupt(
+            str(interruption) or "interrupted; the same command goes on where it stopped"
+        ) from None
 
 
 class _ProgressLine:
