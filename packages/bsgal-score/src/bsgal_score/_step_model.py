@@ -59,8 +59,8 @@ class StepModel:
                         the last one: no further pass. Worth it where the reference batch stays
                         the same; noise between batches is extrapolated too.
 
-    Wherever `.grad` is read it has to be unscaled, if a loss scaler is in use. With several processes,
-    each estimates the curvature from its own rows.
+    Wherever `.grad` is read it has to be unscaled, if a loss scaler is in use. With several
+    processes, each estimates the curvature from its own rows.
 
     Args:
         optimizer: SGD, Adam or AdamW. Read anew each time, so learning-rate schedules are followed.
