@@ -126,6 +126,14 @@ def test_a_loss_that_is_not_finite_names_step_and_images(
     with pytest.raises(DivergedError, match=r"step \d: .* images were \d, \d, .* instances none"):
         train(recipe, tmp_path)
 
+    (path,) = (tmp_path / "nonfinite").iterdir()
+    record = json.loads(path.read_text())
+    assert f"step {record['step']}: " in record["message"]
+    assert [set(one) for one in record["samples"]] == [
+        {"position", "image_id", "file_name", "instance_ids"}
+    ] * 2
+    assert bytes.fromhex(record["torch_random_state"])
+
 
 def test_a_run_with_evaluations_on_the_way_equals_one_without(
     tiny_recipe: Recipe, tmp_path: Path

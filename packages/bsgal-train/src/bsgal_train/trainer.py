@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import signal
@@ -165,7 +166,11 @@ class Trainer:
             while self._step < schedule.n_steps:
                 samples = next(batches)
                 step_began = time.monotonic()
-                values = self._train_step(samples, decisions)
+                try:
+                    values = self._train_step(samples, decisions)
+                except DivergedError as error:
+                    self._record_divergence(samples, error)
+                    raise
                 busy_s += time.monotonic() - step_began
                 scoring_s += values.pop("scoring_s", 0.0)
                 step = self._step
@@ -197,6 +202,36 @@ class Trainer:
                 if self.progress is not None:
                     self.progress(step, schedule.n_steps, f"loss {values['loss']:.3f}")
         logger.info("trained to step %d in %.0f s", self._step, time.monotonic() - began)
+
+    def _record_divergence(self, samples: list[TrainingSample], error: DivergedError) -> None:
+        """Leave what is needed to look at the step in `nonfinite/`, one file per process.
+
+        All sampling in a step follows from its seed; torch's global state is kept for what does
+        not, such as drop-out.
+        """
+        step = self._step + 1
+        folder = self.folder / "nonfinite"
+        folder.mkdir(parents=True, exist_ok=True)
+        record = {
+            "step": step,
+            "seed": step_seed(self.recipe.schedule.seed, step),
+            "message": str(error),
+            "torch_random_state": bytes(torch.get_rng_state().tolist()).hex(),
+            "samples": [
+                {
+                    "position": sample.position,
+                    "image_id": sample.original["image_id"],
+                    "file_name": sample.original["file_name"],
+                    "instance_ids": [paste.instance_id for paste in sample.pastes],
+                }
+                for sample in samples
+            ],
+        }
+        path = folder / f"step-{step:08d}-process-{processes.rank()}.json"
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+        logger.error("the step's images, instances and random state are in %s", path)
 
     def _train_step(
         self, samples: list[TrainingSample], decisions: DecisionLog
