@@ -412,3 +412,64 @@ def test_activations_are_let_go_after_the_block():
     assert scorer._recorder.calls == []
     model(torch.randn(N_ROWS, 8))
     assert scorer._recorder.calls == []
+
+
+def train_by_selection(score, n_steps=100):
+    """Train on what is accepted; return the verdicts and the loss of every step."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    cache = make_cache(model)
+    scorer = GhostScorer(model, cache)
+    index = torch.tensor([REFERENCE] * 6 + [0, 0, 1, 2, 2, 3])
+    trace = []
+    for _ in range(n_steps):
+        rows, targets = torch.randn(N_ROWS, 8).double(), torch.randn(N_ROWS, 3).double()
+        if score == "ghost":
+            with scorer:
+                per_row = losses(model, rows, targets)
+                found = scorer.score(per_row.sum(), index).contributions()
+        else:
+            found = autograd_scores(model, rows, targets, cache, index, 4)[2]
+            per_row = losses(model, rows, targets)
+        accepted = torch.tensor([True] * 6 + [found[unit] >= 0 for unit in index[6:]])
+        optimizer.zero_grad()
+        loss = per_row[accepted].sum()
+        loss.backward()
+        optimizer.step()
+        trace.append((accepted.tolist(), loss.item()))
+    return trace
+
+
+def test_training_by_ghost_scores_equals_training_by_autograd_and_repeats_bit_for_bit():
+    ghost, again, autograd = (train_by_selection(how) for how in ("ghost", "ghost", "autograd"))
+    assert ghost == again
+    assert [verdicts for verdicts, _ in ghost] == [verdicts for verdicts, _ in autograd]
+    assert [loss for _, loss in ghost] == pytest.approx([loss for _, loss in autograd], rel=1e-9)
+    assert len({tuple(verdicts) for verdicts, _ in ghost}) > 4
+
+
+def test_scores_take_no_memory_of_the_size_of_a_gradient_per_unit():
+    model = nn.Linear(2000, 300)
+    cache = make_cache(model)
+    rows = torch.randn(256, 2000)
+    index = torch.arange(256) // 2
+    index[::7] = REFERENCE
+    largest = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor):
+                largest.append(out.numel())
+            return out
+
+    with GhostScorer(model, cache) as scorer:
+        loss = model(rows).square().mean()
+        scorer.score(loss, index.clamp(max=REFERENCE))
+    with GhostScorer(model, cache) as scorer:
+        loss = model(rows).square().mean()
+        with Watch():
+            scorer.score(loss, index, update_cache=False)
+    # Nothing is larger than the weights or the input; 128 gradients would be.
+    assert max(largest) <= max(model.weight.numel(), rows.numel())
