@@ -82,7 +82,7 @@ def main() -> None:
         for background in BACKGROUNDS:
             kept = select(rows, method, background)
             headline[f"iou_{method}_{background}"] = round(mean_iou(kept), 4)
-    headline["n_objects"] = len({row["case"] for row in rows})
+    headline["n_images"] = len({row["case"] for row in rows})
     if limit is not None:
         print(json.dumps(headline, indent=1))
         print("not written: a result counts all objects")
