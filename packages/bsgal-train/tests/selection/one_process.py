@@ -1,0 +1,86 @@
+"""One process of a run: judge and differentiate its share of four samples, and save what came out.
+
+Arguments: folder of the tiny data, rank, number of processes, output folder, then JSON with the
+settings of `selection` and the detector's architecture.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bsgal_paste import CategoryBalancedSampler, CopyPaste, InstancePool, UniformScale
+from bsgal_train import processes
+from bsgal_train.annotations import LvisAnnotations
+from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingMapper
+from bsgal_train.detector import build_detector
+from bsgal_train.recipe import DetectorConfig, PasteConfig, Recipe, SelectionConfig
+from bsgal_train.selection import build_selection
+
+N_SAMPLES, N_STEPS = 4, 3
+CROP = RandomCrop(crop_px=64)
+DETECTOR = DetectorConfig(
+    backbone_channels=(8, 8, 16, 16),
+    fpn_channels=32,
+    head_channels=32,
+    n_mask_convs=1,
+    box_features=32,
+    rois_per_image=16,
+    proposals_per_image=30,
+)
+
+
+def main(data: Path, rank: int, n_processes: int, out: Path, settings: str) -> None:
+    torch.set_num_threads(1)
+    if n_processes > 1:
+        meeting = f"file://{out / 'store'}"
+        dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=n_processes)
+    chosen = json.loads(settings)
+    architecture = chosen.pop("architecture", "mask_rcnn")
+    recipe = Recipe(
+        detector=replace(DETECTOR, architecture=architecture),
+        selection=SelectionConfig(**chosen),
+        paste=PasteConfig(pool="pool"),
+    )
+    annotations = LvisAnnotations.load(data / "train.json", data)
+    pool = InstancePool.open(data / "pool").match(annotations.categories)
+    paste = CopyPaste(
+        pool,
+        CategoryBalancedSampler(pool, count_range=(1, 3)),
+        UniformScale(scale_range=(0.3, 0.4)),
+    )
+    mapper = TrainingMapper(annotations, CROP, seed=0, copy_paste=paste)
+    torch.manual_seed(0)
+    detector = build_detector(recipe.detector, n_classes=3)
+    optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
+    reference = ClassMatchedReference(annotations, CROP)
+    selection = build_selection(recipe, detector, reference, optimizer)
+    share = N_SAMPLES // n_processes
+    decisions = []
+    for step in range(1, N_STEPS + 1):
+        samples = [mapper(i, i) for i in range(rank * share, (rank + 1) * share)]
+        selected = selection(detector, samples, step, seed=step)
+        optimizer.zero_grad(set_to_none=False)
+        torch.autograd.backward(torch.stack(list(selected.losses.values())).sum())
+        gradients = [p.grad for p in detector.parameters() if p.grad is not None]
+        processes.average(gradients)
+        nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
+        optimizer.step()
+        decisions += [
+            [step, row.image_id, row.instance_id, row.contribution, row.verdict, row.threshold]
+            for row in selected.decisions
+        ]
+    weights = {name: p.detach() for name, p in detector.named_parameters()}
+    torch.save({"decisions": decisions, "weights": weights}, out / f"{rank}-of-{n_processes}.pt")
+    if n_processes > 1:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5])
