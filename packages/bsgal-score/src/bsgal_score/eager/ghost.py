@@ -54,8 +54,8 @@ def ghost_dot_torch(
         rows = counted[start : start + block]
         a, d = take(inputs, rows).to(dtype), take(output_grads, rows).to(dtype)
         # The product is formed on the shorter side.
-        left, right = (a @ c.T, d) if n_outputs <= n_inputs else (d @ c, a)
-        sums.index_add_(0, units[rows], _row_dots(left, right).double().cpu())
+        products = (a @ c.T).mul_(d) if n_outputs <= n_inputs else (d @ c).mul_(a)
+        sums.index_add_(0, units[rows], products.sum(dim=1).double().cpu())
     return sums.to(inputs.device)
 
 
@@ -83,7 +83,9 @@ def ghost_sqnorm_torch(
                 for tensor in (inputs, output_grads)
             )
             if n_rows == 1:
-                found = _row_dots(a[:, 0], a[:, 0]).double() * _row_dots(d[:, 0], d[:, 0])
+                # Not a batched product of vectors, which adds up without regard to rounding.
+                norms = [torch.linalg.vector_norm(x[:, 0], dim=1).double() for x in (a, d)]
+                found = (norms[0] * norms[1]).square_()
             elif by_pairs:
                 found = (a @ a.mT).mul_(d @ d.mT).sum(dim=(1, 2), dtype=torch.float64)
             else:
@@ -92,11 +94,6 @@ def ghost_sqnorm_torch(
             sums[units[start : start + block]] = found.cpu()
     # A squared norm that rounding carried below zero is zero.
     return sums.clamp_(min=0).to(inputs.device)
-
-
-def _row_dots(left: Tensor, right: Tensor) -> Tensor:
-    """Return the dot product of each pair of rows, without a tensor of the products."""
-    return torch.bmm(left[:, None], right[:, :, None]).flatten()
 
 
 def _by_count(units: Tensor) -> list[tuple[Tensor, Tensor]]:
