@@ -166,24 +166,25 @@ def test_the_gap_to_the_true_change_shrinks_linearly_with_the_step(kind):
         for lr in (1e-3, 1e-4, 1e-5):
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            gaps.append(relative_gap(task, optimizer, displacement, reference, batch, units))
+            step = StepModel(optimizer, displacement=displacement)
+            predicted, true = effects(task, optimizer, step, reference, batch, units)
+            gaps.append(((predicted - true).norm() / true.norm()).item())
         assert gaps[1] == pytest.approx(gaps[0] / 10, rel=0.3), (seed, gaps)
         assert gaps[2] == pytest.approx(gaps[1] / 10, rel=0.3), (seed, gaps)
 
 
-def relative_gap(task, optimizer, displacement, reference, batch, units):
-    """Return ‖predicted - true‖ / ‖true‖ over the units, each in a batch of 16."""
+def effects(task, optimizer, step, reference, batch, units):
+    """Return what each unit does to the reference loss in a batch of 16: as predicted, and true."""
 
     def share(images, labels):
         return task.losses(images, labels).sum() / 16
 
     parameters = dict(task.model.named_parameters())
-    step = StepModel(optimizer, displacement=displacement)
     cache = GradientCache(parameters.items(), decay=0.0)
     reference_loss = lambda: task.losses(*reference).mean()  # noqa: E731 - used twice
-    reference_gradients = step.reference_gradients(task.model, reference_loss)
     optimizer.zero_grad()
     share(*batch).backward()
+    reference_gradients = step.reference_gradients(task.model, reference_loss)
     predicted, true = [], []
     for i in range(len(units[0])):
         unit = [part[i : i + 1] for part in units]
@@ -199,5 +200,28 @@ def relative_gap(task, optimizer, displacement, reference, batch, units):
                 batch_loss=lambda: share(*batch),
             )
         )
-    predicted, true = torch.tensor(predicted), torch.tensor(true)
-    return ((predicted - true).norm() / true.norm()).item()
+    return torch.tensor(predicted), torch.tensor(true)
+
+
+@pytest.mark.parametrize(("task", "kind"), [(Classes, "flipped_label"), (Masks, "moved_mask")])
+def test_units_rank_as_the_true_change_does_at_the_rate_of_training(task, kind):
+    _, make_optimizer, n_steps = ADAM if task is Classes else ADAM_MASKS
+    rho = {"plain": [], "look_ahead": []}
+    for seed in list(SEEDS)[:4]:
+        one, optimizer = trained(task, seed, make_optimizer, n_steps)
+        reference, batch = one.draw(64), one.draw(15)
+        parts = [one.draw(6), one.spoil(kind, *one.draw(6))]
+        units = [torch.cat(both) for both in zip(*parts, strict=True)]
+        ahead = StepModel(optimizer, reference_at="look_ahead", displacement="exact")
+        for name, step in {"plain": StepModel(optimizer), "look_ahead": ahead}.items():
+            rho[name].append(spearman(*effects(one, optimizer, step, reference, batch, units)))
+    # Measured: 1.00 on all seeds with the look-ahead; without it 0.82 on average (0.68 to 0.92) for
+    # classes and 0.99 for masks.
+    assert min(rho["look_ahead"]) > 0.95, rho
+    assert sum(rho["plain"]) / 4 > 0.7, rho
+
+
+def spearman(first, second):
+    """Return the rank correlation of two vectors without ties."""
+    ranks = torch.stack([values.argsort().argsort().double() for values in (first, second)])
+    return torch.corrcoef(ranks)[0, 1].item()
