@@ -99,6 +99,7 @@ def test_a_process_that_does_not_listen_is_killed(
 
 
 def test_ctrl_c_is_left_to_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = signal.getsignal(signal.SIGINT)
     stand_in(
         monkeypatch,
         "import os, signal, sys, time\n"
@@ -111,7 +112,7 @@ def test_ctrl_c_is_left_to_the_processes(monkeypatch: pytest.MonkeyPatch) -> Non
     )
 
     assert run_processes([], TWO, 0) == 130
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:

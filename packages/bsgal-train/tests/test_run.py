@@ -105,6 +105,8 @@ def test_a_finished_run_is_only_summed_up_again(tiny_recipe: Recipe, tmp_path: P
 
 
 def test_ctrl_c_saves_a_checkpoint_after_the_step(tiny_recipe: Recipe, tmp_path: Path) -> None:
+    handler = signal.getsignal(signal.SIGINT)
+
     def interrupt(done: int, total: int, detail: str) -> None:
         if done == 2:
             os.kill(os.getpid(), signal.SIGINT)
@@ -115,7 +117,7 @@ def test_ctrl_c_saves_a_checkpoint_after_the_step(tiny_recipe: Recipe, tmp_path:
     train(tiny_recipe, tmp_path / "interrupted")
 
     assert outcome(tmp_path / "interrupted") == outcome(tmp_path / "whole")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_loss_that_is_not_finite_names_step_and_images(

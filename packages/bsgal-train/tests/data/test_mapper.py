@@ -8,7 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from bsgal_paste import CategoryBalancedSampler, CopyPaste, InstancePool, UniformScale
+from bsgal_paste import (
+    CategoryBalancedSampler,
+    CopyPaste,
+    InstancePool,
+    UniformScale,
+    open_folder_pool,
+)
 from bsgal_train.data import RandomCrop, TrainingMapper, TrainingSample
 from bsgal_train.errors import TooManyCorruptImagesError
 
@@ -170,18 +176,14 @@ def test_nothing_but_corrupt_images_ends_the_run(tmp_path, write_dataset):
 
 
 def test_an_unreadable_pool_instance_is_named(annotations, tmp_path):
-    pool = InstancePool.from_arrays([np.full((8, 8, 4), 255, dtype=np.uint8)], [3])
-
-    def unreadable(position):
-        from bsgal_paste import CorruptInstanceError
-
-        raise CorruptInstanceError("memory-0", "gone")
-
-    pool.read = unreadable
+    name = annotations.categories[0].name
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "gone.png").write_bytes(b"no picture")
+    pool = open_folder_pool(tmp_path).match(annotations.categories)
     sampler = CategoryBalancedSampler(pool, count_range=(2, 3))
     copy_paste = CopyPaste(pool, sampler, UniformScale(), on_corrupt="skip")
     sample = TrainingMapper(annotations, CROP, seed=0, copy_paste=copy_paste)(0, 0)
-    assert sample.skipped == ("pool instance memory-0 cannot be read",) * 2
+    assert sample.skipped == (f"pool instance {name}/gone cannot be read",) * 2
     assert sample.pasted is sample.original
 
 
