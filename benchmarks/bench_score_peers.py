@@ -299,6 +299,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=N_ROWS, help="number of proposals")
     parser.add_argument("--chunk", type=int, default=64, help="per-sample gradients at a time")
     parser.add_argument("--rounds", type=int, default=3, help="rounds")
+    parser.add_argument(
+        "--peers", nargs="*", choices=PEERS, default=list(PEERS), help="libraries to compare with"
+    )
     parser.add_argument("--quick", action="store_true", help="8 proposals, writes nothing")
     parser.add_argument("--memory-of", nargs=2, metavar=("TASK", "CASE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -322,7 +325,8 @@ def main() -> None:
     medians: dict[tuple[str, str], float] = {}
     memory: dict[tuple[str, str], int] = {}
     for kind in ("rows", "objects"):
-        chosen = cases(task, kind)
+        left_out = PEERS.keys() - arguments.peers
+        chosen = {n: run for n, run in cases(task, kind).items() if n not in left_out}
         expected = chosen["ours"]()
         for name, run in chosen.items():
             worst = max(worst, difference(name, run(), expected, cache_norm))
@@ -344,9 +348,12 @@ def main() -> None:
                     "peak_extra_bytes": memory[kind, name],
                 }
             )
-            print(f"{kind:<8}{name:<8}{median:8.3f} s{memory[kind, name] / 1e6:10.1f} MB")
+            extra_mb = memory[kind, name] / 1e6
+            print(f"{kind:<8}{name:<8}{median:8.3f} s{extra_mb:10.1f} MB", flush=True)
     for name, library in PEERS.items():
-        if importlib.util.find_spec(library) is None:
+        if name not in arguments.peers:
+            rows.append({"task": "rows", "case": name, "missing": "left out of this run"})
+        elif importlib.util.find_spec(library) is None:
             rows.append({"task": "rows", "case": name, "missing": f"{library} is not installed"})
     all_gradients = n_rows * sum(4 * p.numel() for p in task.parameters.values())
     headline: dict[str, float] = {"max_rel_diff": worst, "chunk": chunk, "n_rows": n_rows}
