@@ -105,3 +105,10 @@ def test_a_field_of_the_wrong_type_is_named(make_image_set, field, value):
     append(root, **{field: value})
     with pytest.raises(ImageSetError, match=f"line 2: '{field}'"):
         ImageSet.open(root)
+
+
+def test_a_scene_is_refused_as_it_shows_no_object(make_image_set):
+    root = make_image_set({"a": "failed"})
+    append(root, sample_id="background", category_id=0, category_name="scene")
+    with pytest.raises(ImageSetError, match="line 2: this is a scene"):
+        ImageSet.open(root)

@@ -12,6 +12,7 @@ from bsgal_mask._jsonl import Row, read_rows
 from bsgal_mask._segmenter import Image
 from bsgal_mask.errors import ImageError, ImageSetError
 
+SCENE_CATEGORY_ID = 0
 SCHEMA = "bsgal.image_set/1"
 
 
@@ -103,6 +104,11 @@ def _parse(fields: Row, where: str) -> ImageRow:
     category_id = fields.get("category_id")
     if not isinstance(category_id, int) or isinstance(category_id, bool) or category_id < 0:
         raise ValueError(f"{where}: 'category_id' must be a whole number, got {category_id!r}")
+    if category_id == SCENE_CATEGORY_ID:
+        raise ValueError(
+            f"{where}: this is a scene (category id 0), which shows no object to cut out; give an "
+            "image set of objects"
+        )
     row = ImageRow(
         sample_id=text("sample_id"),
         category_id=category_id,
