@@ -129,6 +129,13 @@ def provenance(libraries: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def as_text(result: Mapping[str, Any]) -> str:
+    """Return a result as JSON with one line a row: small, and its changes can be read."""
+    rows = ",\n".join(f"  {json.dumps(row)}" for row in result["rows"])
+    whole = json.dumps({**result, "rows": []}, indent=1)
+    return whole.replace('"rows": []', f'"rows": [\n{rows}\n ]', 1) + "\n"
+
+
 def write_result(
     name: str,
     *,
@@ -146,7 +153,7 @@ def write_result(
         "headline": dict(headline),
     }
     temporary = path.with_suffix(".json.tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.write_text(as_text(result))
     temporary.replace(path)
     print(json.dumps(result["headline"], indent=1))
     return path
