@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from bsgal_train.evaluation.result import LvisResult
 
-__all__ = ["category_table", "summary_table"]
+__all__ = ["METRICS", "category_table", "summary_table"]
 
-_SUMMARY = {
+METRICS = {
     "AP": "ap",
     "AP50": "ap50",
     "AP75": "ap75",
@@ -20,13 +20,14 @@ _SUMMARY = {
     "APf": "apf",
     "AR": "ar",
 }
+"""What a table calls a metric, and the field that holds it."""
 
 
 def summary_table(result: LvisResult) -> str:
     """Write one line of metrics for each IoU type, and the protocol they hold for."""
-    rows = [["", *_SUMMARY]]
+    rows = [["", *METRICS]]
     for iou_type, metrics in result.metrics.items():
-        rows.append([iou_type, *(_percent(getattr(metrics, name)) for name in _SUMMARY.values())])
+        rows.append([iou_type, *(_percent(getattr(metrics, name)) for name in METRICS.values())])
     counts = (
         f"{result.n_images} images, {result.n_instances} objects, {result.n_predictions} "
         f"predictions ({result.n_over_limit} over the limit, {result.n_unjudged} not judged)"

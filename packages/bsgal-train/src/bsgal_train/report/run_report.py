@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bsgal_train.decision_log import read_decisions
+from bsgal_train.evaluation.tables import METRICS
 from bsgal_train.metrics import read_metrics
 from bsgal_train.recipe import Recipe
 from bsgal_train.report.content import CategoryRow, Fact, JudgedInstance, Line, MetricsRow, Report
@@ -16,18 +17,6 @@ from bsgal_train.report.verdicts import InstanceVerdicts, Verdicts
 
 __all__ = ["run_report"]
 
-_METRICS = {
-    "AP": "ap",
-    "AP50": "ap50",
-    "AP75": "ap75",
-    "APs": "aps",
-    "APm": "apm",
-    "APl": "apl",
-    "APr": "apr",
-    "APc": "apc",
-    "APf": "apf",
-    "AR": "ar",
-}
 _EVALUATIONS = {"ap": ("AP", "ink"), "apr": ("APr", "r"), "apc": ("APc", "c"), "apf": ("APf", "f")}
 _IOU_TYPES = {"segm": "masks", "bbox": "boxes"}
 _VERDICT_NOTES = {
@@ -128,7 +117,7 @@ def _metrics_rows(evaluation: Mapping[str, Any]) -> list[MetricsRow]:
     return [
         MetricsRow(
             name=title,
-            values={name: _percent(metrics[key][field]) for name, field in _METRICS.items()},
+            values={name: _percent(metrics[key][field]) for name, field in METRICS.items()},
         )
         for key, title in _IOU_TYPES.items()
         if key in metrics
