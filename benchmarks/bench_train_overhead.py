@@ -217,8 +217,8 @@ def build_steps(
     from bsgal_train.builtin.dataset import ensure_builtin_dataset
     from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingMapper
     from bsgal_train.detector import build_detector
+    from bsgal_train.optimizer import build_optimizer
     from bsgal_train.selection import build_selection
-    from bsgal_train.trainer import build_optimizer
 
     torch.set_num_threads(threads)
     recipes = {mode: recipe_of(detector_name, mode, data, quick) for mode in modes}

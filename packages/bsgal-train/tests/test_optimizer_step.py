@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bsgal_train.metrics import read_metrics
+from bsgal_train.optimizer import build_optimizer, peak_learning_rate
 from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import OptimizerConfig, Recipe
 from bsgal_train.run import train
 from bsgal_train.selection import Selected
-from bsgal_train.trainer import Trainer, build_optimizer, peak_learning_rate
+from bsgal_train.trainer import Trainer
+from bsgal_train.training_steps import TrainingSteps
 
 
 def step_of(config: OptimizerConfig, precision: Any = "fp32") -> tuple[nn.Linear, OptimizerStep]:
@@ -115,9 +117,7 @@ def run_small(folder: Path, *assignments: str) -> tuple[nn.Module, list[int], li
     selection = MeanOfSquares()
     Trainer(
         recipe=recipe,
-        detector=layer,
-        optimizer=build_optimizer(layer, recipe.optimizer),
-        selection=selection,
+        steps=TrainingSteps(recipe, layer, build_optimizer(layer, recipe.optimizer), selection),
         batches=batches,  # type: ignore[arg-type]  # stand-ins for samples
         folder=folder,
     ).run()

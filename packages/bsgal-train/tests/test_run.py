@@ -24,7 +24,8 @@ from bsgal_train.evaluation import PredictionShards
 from bsgal_train.metrics import read_metrics
 from bsgal_train.recipe import Recipe
 from bsgal_train.run import evaluate, train
-from bsgal_train.trainer import DivergedError, TrainingInterruptedError
+from bsgal_train.trainer import TrainingInterruptedError
+from bsgal_train.training_steps import DivergedError
 
 MODES = ("none", "paste_random", "paper", "batch", "image", "instance")
 

@@ -13,9 +13,10 @@ from bsgal_paste import InstancePool
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.derived import file_sha256
 
-__all__ = ["SCHEMA", "describe_inputs", "save_provenance", "versions"]
+__all__ = ["SCHEMA", "describe_inputs", "read_provenance", "save_provenance", "versions"]
 
 SCHEMA = "bsgal.provenance/1"
+_FILE = "provenance.json"
 
 _LIBRARIES = (
     *("bsgal-train", "bsgal-score", "bsgal-paste"),
@@ -71,19 +72,28 @@ def save_provenance(folder: Path, inputs: dict[str, Any]) -> None:
     Raises:
         ValueError: The folder's run was made from other data or another pool.
     """
-    path = folder / "provenance.json"
-    if path.is_file():
-        earlier = json.loads(path.read_text(encoding="utf-8"))["inputs"]
-        changed = [name for name in inputs if earlier.get(name) != inputs[name]]
+    earlier = read_provenance(folder)
+    if earlier is not None:
+        changed = [name for name in inputs if earlier["inputs"].get(name) != inputs[name]]
         if changed:
             raise ValueError(
                 f"{folder} holds a run on other data: {', '.join(changed)} changed since it began "
                 "(see provenance.json there); choose another output folder, or delete this one"
             )
     content = {"schema": SCHEMA, "inputs": inputs, "versions": versions()}
+    path = folder / _FILE
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     temporary.replace(path)
+
+
+def read_provenance(folder: Path) -> dict[str, Any] | None:
+    """Return what `save_provenance` wrote into a run's folder, None if it did not yet."""
+    path = folder / _FILE
+    if not path.is_file():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
 
 
 def _of_annotations(annotations: LvisAnnotations, sha256: str) -> dict[str, Any]:

@@ -7,50 +7,28 @@ import logging
 import shutil
 import statistics
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from bsgal_paste import (
-    CategoryBalancedSampler,
-    CopyPaste,
-    InstancePool,
-    NormalScale,
-)
 from bsgal_train import processes
-from bsgal_train._data_findings import lvis_v1_train_problem
 from bsgal_train.annotations import LvisAnnotations
-from bsgal_train.builtin.dataset import ensure_builtin_dataset
-from bsgal_train.data import (
-    ClassMatchedReference,
-    RandomCrop,
-    RepeatFactorSampler,
-    TrainingMapper,
-    TrainingSample,
-    build_train_loader,
-    compute_repeat_factors,
-)
+from bsgal_train.assembly import assemble
+from bsgal_train.data_paths import DataPaths
 from bsgal_train.decision_log import read_decisions
-from bsgal_train.derived import file_sha256, scale_statistics
 from bsgal_train.detector import (
     best_device,
     build_detector,
-    load_backbone_weights,
     load_weights,
     save_detector,
 )
-from bsgal_train.errors import AnnotationFormatError
 from bsgal_train.evaluation import LvisResult
-from bsgal_train.memory import available_bytes, check_memory
 from bsgal_train.metrics import read_metrics
 from bsgal_train.provenance import describe_inputs, save_provenance
-from bsgal_train.recipe import DataConfig, Recipe, ScheduleConfig
-from bsgal_train.selection import build_selection
-from bsgal_train.trainer import Progress, Trainer, build_optimizer
+from bsgal_train.recipe import Recipe
+from bsgal_train.trainer import Progress, Trainer
 from bsgal_train.validation import validate
 
 __all__ = ["RunResult", "evaluate", "train"]
@@ -102,43 +80,15 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
         TrainingInterruptedError: after Ctrl-C, once a checkpoint is written.
     """
     folder = Path(folder)
-    own = _own_samples(recipe.schedule)
-    data = _DataPaths.of(recipe.data)
-    annotations = LvisAnnotations.load(data.train_json, data.image_root)
+    data = DataPaths.of(recipe.data)
+    annotations = data.load_training()
     validation = data.load_validation()
     if validation is not None:
         _check_same_categories(annotations, validation)
-    crop = RandomCrop(
-        crop_px=recipe.data.crop_px,
-        scale_range=recipe.data.scale_range,
-        flip_prob=recipe.data.flip_prob,
-    )
-    seed = recipe.schedule.seed
-    problem = lvis_v1_train_problem(annotations)
-    if problem is not None:
-        raise AnnotationFormatError(problem)
-    sha256 = file_sha256(annotations.path)
-    copy_paste = _copy_paste(recipe, annotations, sha256)
-    mapper = TrainingMapper(annotations, crop, seed=seed, copy_paste=copy_paste)
-    sampler = RepeatFactorSampler(
-        compute_repeat_factors(annotations, recipe.data.repeat_threshold), seed
-    )
-    detector = _initial_detector(recipe, annotations)
-    check_memory(recipe, detector, available_bytes())
-    pool = None if copy_paste is None else copy_paste.pool
-    inputs = describe_inputs(annotations, sha256, validation, pool)
+    assembly = assemble(recipe, annotations)
+    detector = assembly.detector
+    inputs = describe_inputs(annotations, assembly.annotations_sha256, validation, assembly.pool)
     _prepare_folder(folder, recipe, inputs)
-
-    def batches(start_position: int) -> Iterable[list[TrainingSample]]:
-        return build_train_loader(
-            annotations,
-            mapper,
-            sampler,
-            recipe.schedule.batch_size,
-            recipe.data.n_workers,
-            start_position,
-            own,
-        )
 
     def evaluate_on_the_way(step: int) -> dict[str, float]:
         assert validation is not None, "only passed on where there are validation annotations"
@@ -150,20 +100,15 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
         logger.info("step %d: mask %s", step, values)
         return {f"val/{name}": value for name, value in values.items() if value is not None}
 
-    optimizer = build_optimizer(detector, recipe.optimizer)
-    reference = ClassMatchedReference(annotations, crop)
-    trainer = Trainer(
+    Trainer(
         recipe=recipe,
-        detector=detector,
-        optimizer=optimizer,
-        selection=build_selection(recipe, detector, reference, optimizer),
-        batches=batches,
+        steps=assembly.steps,
+        batches=assembly.batches,
         folder=folder,
         progress=progress,
         evaluate=evaluate_on_the_way if validation is not None else None,
-    )
-    trainer.run()
-    with trainer.averaged():
+    ).run()
+    with assembly.steps.averaged():
         return _finish(folder, recipe, detector, annotations, validation)
 
 
@@ -186,7 +131,7 @@ def evaluate(
     Raises:
         ValueError: for bad annotations or weights, or no validation annotations.
     """
-    validation = _DataPaths.of(recipe.data).load_validation()
+    validation = DataPaths.of(recipe.data).load_validation()
     if validation is None:
         raise ValueError("there is nothing to evaluate on: set data.val_json")
     if folder is not None:
@@ -211,39 +156,6 @@ def evaluate(
     return found.result
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _DataPaths:
-    """Where the annotations and images of a recipe are; makes the built-in set if it is used."""
-
-    train_json: Path
-    image_root: Path
-    val_json: Path | None
-    val_image_root: Path
-
-    @classmethod
-    def of(cls, config: DataConfig) -> _DataPaths:
-        if not config.train_json:
-            with processes.first_before_others():
-                builtin = ensure_builtin_dataset(config.builtin_root)
-            return cls(
-                train_json=builtin.train_json,
-                image_root=builtin.image_root,
-                val_json=builtin.val_json,
-                val_image_root=builtin.image_root,
-            )
-        return cls(
-            train_json=Path(config.train_json),
-            image_root=Path(config.image_root),
-            val_json=Path(config.val_json) if config.val_json else None,
-            val_image_root=Path(config.val_image_root or config.image_root),
-        )
-
-    def load_validation(self) -> LvisAnnotations | None:
-        if self.val_json is None:
-            return None
-        return LvisAnnotations.load(self.val_json, self.val_image_root)
-
-
 def _check_same_categories(training: LvisAnnotations, validation: LvisAnnotations) -> None:
     ids = [[c.category_id for c in split.categories] for split in (training, validation)]
     if ids[0] != ids[1]:
@@ -252,51 +164,6 @@ def _check_same_categories(training: LvisAnnotations, validation: LvisAnnotation
             f"{training.path} and {validation.path} must define the same categories; "
             f"{len(differing)} ids are in one only, first {differing[:5]}"
         )
-
-
-def _copy_paste(recipe: Recipe, annotations: LvisAnnotations, sha256: str) -> CopyPaste | None:
-    if not recipe.paste.pool:
-        return None
-    if recipe.selection.mode == "none":
-        logger.warning(
-            "selection.mode=none pastes nothing: the pool %s is not used", recipe.paste.pool
-        )
-        return None
-    with processes.first_before_others():
-        # The first use of a large pool writes its index.
-        pool = InstancePool.open(recipe.paste.pool).match(annotations.categories)
-    logger.info("pool: %d instances of %d categories", len(pool), len(pool.category_ids))
-    sampler = CategoryBalancedSampler(pool, count_range=(0, recipe.paste.max_instances + 1))
-    scale = NormalScale(statistics=scale_statistics(annotations.path, sha256))
-    return CopyPaste(pool, sampler, scale, on_corrupt="skip")
-
-
-def _initial_detector(recipe: Recipe, annotations: LvisAnnotations) -> nn.Module:
-    config = recipe.detector
-    names = [category.name for category in annotations.categories]
-    with torch.random.fork_rng(devices=[]):
-        # detectron2 and timm draw initial weights from the global generator.
-        torch.manual_seed(recipe.schedule.seed)
-        detector = build_detector(
-            config, len(names), [category.image_count for category in annotations.categories]
-        )
-    if config.backbone_weights:
-        load_backbone_weights(detector, config.backbone_weights)
-    if config.init != "random":
-        load_weights(detector, config.init, names)
-    return detector.to(best_device())
-
-
-def _own_samples(schedule: ScheduleConfig) -> range:
-    """Return which samples of a step are this process's."""
-    parts = processes.n_processes() * schedule.n_accumulate
-    if schedule.batch_size % parts:
-        raise ValueError(
-            f"schedule.batch_size={schedule.batch_size} cannot be shared evenly by "
-            f"{processes.n_processes()} processes in {schedule.n_accumulate} parts each; it is the "
-            f"number of images of all processes together: choose a multiple of {parts}"
-        )
-    return processes.share(schedule.batch_size)
 
 
 def _prepare_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> None:

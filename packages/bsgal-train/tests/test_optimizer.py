@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from bsgal_train.detector import build_detector
+from bsgal_train.optimizer import build_optimizer, learning_rate
 from bsgal_train.recipe import OptimizerConfig, Recipe, ScheduleConfig
-from bsgal_train.trainer import build_optimizer, learning_rate, step_seed
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_its_end() -> None:
@@ -25,12 +25,6 @@ def test_without_warm_up_the_first_rate_is_near_the_peak() -> None:
     schedule = ScheduleConfig(n_steps=1000, warmup_steps=0)
 
     assert learning_rate(1, 2.0, schedule) == pytest.approx(2.0, rel=1e-4)
-
-
-def test_seeds_differ_between_steps_and_runs() -> None:
-    seeds = {step_seed(seed, step) for seed in range(3) for step in range(100)}
-
-    assert len(seeds) == 300
 
 
 def test_norms_and_biases_do_not_decay(tiny_recipe: Recipe) -> None:

@@ -1,0 +1,172 @@
+"""From a recipe to the steps of its run: data, pool, detector, optimizer and selection."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from bsgal_paste import CategoryBalancedSampler, CopyPaste, InstancePool, NormalScale
+from bsgal_train import processes
+from bsgal_train._data_findings import lvis_v1_train_problem
+from bsgal_train.annotations import LvisAnnotations
+from bsgal_train.data import (
+    ClassMatchedReference,
+    RandomCrop,
+    RepeatFactorSampler,
+    TrainingMapper,
+    TrainingSample,
+    build_train_loader,
+    compute_repeat_factors,
+)
+from bsgal_train.derived import file_sha256, scale_statistics
+from bsgal_train.detector import (
+    best_device,
+    build_detector,
+    load_backbone_weights,
+    load_weights,
+)
+from bsgal_train.errors import AnnotationFormatError
+from bsgal_train.memory import available_bytes, check_memory
+from bsgal_train.optimizer import build_optimizer
+from bsgal_train.recipe import Recipe, ScheduleConfig
+from bsgal_train.selection import build_selection
+from bsgal_train.training_steps import TrainingSteps
+
+__all__ = ["Assembly", "assemble"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assembly:
+    """What a run's steps are taken with.
+
+    Attributes:
+        annotations: of the training images.
+        annotations_sha256: of their file.
+        pool: the matched pool, if instances are pasted.
+        detector: on the device it is trained on.
+        steps: before the first one.
+        batches: called with a start position, yields this process's samples of step after step.
+    """
+
+    annotations: LvisAnnotations
+    annotations_sha256: str
+    pool: InstancePool | None
+    detector: nn.Module
+    steps: TrainingSteps
+    batches: Callable[[int], Iterable[list[TrainingSample]]]
+
+
+def assemble(
+    recipe: Recipe, annotations: LvisAnnotations, *, initial_weights: bool = True
+) -> Assembly:
+    """Make what a recipe's steps are taken with; everything is checked, nothing is written.
+
+    Args:
+        recipe: of the run.
+        annotations: of the training images.
+        initial_weights: load what the recipe starts from; not needed where a checkpoint follows.
+
+    Raises:
+        ValueError: for bad settings, annotations or pool.
+        TooLittleMemoryError: if gradients and their cache cannot fit.
+    """
+    own = _own_samples(recipe.schedule)
+    problem = lvis_v1_train_problem(annotations)
+    if problem is not None:
+        raise AnnotationFormatError(problem)
+    crop = RandomCrop(
+        crop_px=recipe.data.crop_px,
+        scale_range=recipe.data.scale_range,
+        flip_prob=recipe.data.flip_prob,
+    )
+    seed = recipe.schedule.seed
+    sha256 = file_sha256(annotations.path)
+    copy_paste = _copy_paste(recipe, annotations, sha256)
+    mapper = TrainingMapper(annotations, crop, seed=seed, copy_paste=copy_paste)
+    sampler = RepeatFactorSampler(
+        compute_repeat_factors(annotations, recipe.data.repeat_threshold), seed
+    )
+
+    def batches(start_position: int) -> Iterable[list[TrainingSample]]:
+        return build_train_loader(
+            annotations,
+            mapper,
+            sampler,
+            recipe.schedule.batch_size,
+            recipe.data.n_workers,
+            start_position,
+            own,
+        )
+
+    detector = _drawn_detector(recipe, annotations)
+    if initial_weights:
+        _load_initial_weights(detector, recipe, annotations)
+    detector.to(best_device())
+    check_memory(recipe, detector, available_bytes())
+    optimizer = build_optimizer(detector, recipe.optimizer)
+    reference = ClassMatchedReference(annotations, crop)
+    selection = build_selection(recipe, detector, reference, optimizer)
+    return Assembly(
+        annotations=annotations,
+        annotations_sha256=sha256,
+        pool=None if copy_paste is None else copy_paste.pool,
+        detector=detector,
+        steps=TrainingSteps(recipe, detector, optimizer, selection),
+        batches=batches,
+    )
+
+
+def _own_samples(schedule: ScheduleConfig) -> range:
+    """Return which samples of a step are this process's."""
+    parts = processes.n_processes() * schedule.n_accumulate
+    if schedule.batch_size % parts:
+        raise ValueError(
+            f"schedule.batch_size={schedule.batch_size} cannot be shared evenly by "
+            f"{processes.n_processes()} processes in {schedule.n_accumulate} parts each; it is the "
+            f"number of images of all processes together: choose a multiple of {parts}"
+        )
+    return processes.share(schedule.batch_size)
+
+
+def _copy_paste(recipe: Recipe, annotations: LvisAnnotations, sha256: str) -> CopyPaste | None:
+    if not recipe.paste.pool:
+        return None
+    if recipe.selection.mode == "none":
+        logger.warning(
+            "selection.mode=none pastes nothing: the pool %s is not used", recipe.paste.pool
+        )
+        return None
+    with processes.first_before_others():
+        # The first use of a large pool writes its index.
+        pool = InstancePool.open(recipe.paste.pool).match(annotations.categories)
+    logger.info("pool: %d instances of %d categories", len(pool), len(pool.category_ids))
+    sampler = CategoryBalancedSampler(pool, count_range=(0, recipe.paste.max_instances + 1))
+    scale = NormalScale(statistics=scale_statistics(annotations.path, sha256))
+    return CopyPaste(pool, sampler, scale, on_corrupt="skip")
+
+
+def _drawn_detector(recipe: Recipe, annotations: LvisAnnotations) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        # detectron2 and timm draw initial weights from the global generator.
+        torch.manual_seed(recipe.schedule.seed)
+        return build_detector(
+            recipe.detector,
+            len(annotations.categories),
+            [category.image_count for category in annotations.categories],
+        )
+
+
+def _load_initial_weights(
+    detector: nn.Module, recipe: Recipe, annotations: LvisAnnotations
+) -> None:
+    config = recipe.detector
+    if config.backbone_weights:
+        load_backbone_weights(detector, config.backbone_weights)
+    if config.init != "random":
+        load_weights(detector, config.init, [category.name for category in annotations.categories])

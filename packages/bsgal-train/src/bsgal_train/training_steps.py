@@ -1,0 +1,208 @@
+"""A run's steps, and the state that they go on from; nothing is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bsgal_train import processes
+from bsgal_train.checkpoint import TrainingState, check_same_model
+from bsgal_train.decision_log import Decision
+from bsgal_train.optimizer import learning_rate, peak_learning_rate
+from bsgal_train.optimizer_step import OptimizerStep
+from bsgal_train.recipe import Recipe
+from bsgal_train.selection import SelectionStep
+
+if TYPE_CHECKING:
+    from bsgal_train.data import TrainingSample
+
+__all__ = ["DivergedError", "StepOutcome", "TrainingSteps", "step_seed"]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What a step came to.
+
+    Attributes:
+        losses: mean over the step's parts and over processes, `loss` is their sum. Only those that
+            were computed, of this process alone, where the step diverged.
+        decisions: this process's, in the order they were made.
+        statistics: other numbers for the metrics.
+    """
+
+    losses: dict[str, float]
+    decisions: tuple[Decision, ...]
+    statistics: dict[str, float]
+
+
+class DivergedError(RuntimeError):
+    """A loss or a gradient is not finite; the message names the step and its images.
+
+    Attributes:
+        outcome: what the step had come to.
+    """
+
+    def __init__(self, message: str, outcome: StepOutcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+
+
+def step_seed(seed: int, step: int) -> int:
+    """Return the seed of everything drawn inside a step, so that a resumed run draws the same."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+class TrainingSteps:
+    """Take a run's steps one after the other.
+
+    Args:
+        recipe: the resolved recipe.
+        detector: changed in place.
+        optimizer: of the detector, from `build_optimizer`; its rate is set at every step.
+        selection: the mode's step.
+
+    Attributes:
+        n_done: steps taken.
+        position: position in the stream of training samples of the next step's first one.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        detector: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        selection: SelectionStep,
+    ) -> None:
+        self._schedule = recipe.schedule
+        self._detector = detector
+        self._optimizer = optimizer
+        self._selection = selection
+        self._update = OptimizerStep(
+            detector, optimizer, recipe.optimizer, recipe.detector.precision
+        )
+        self._lr = peak_learning_rate(recipe)
+        self.n_done = 0
+        self.position = 0
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Give the detector its averaged weights inside the block, if the recipe keeps them."""
+        return self._update.averaged()
+
+    def take(self, samples: Sequence[TrainingSample]) -> StepOutcome:
+        """Train on the next step's samples.
+
+        Raises:
+            DivergedError: a loss or a gradient is not finite; the weights are as they were.
+        """
+        self._detector.train()
+        number = self.n_done + 1
+        seed = step_seed(self._schedule.seed, number)
+        # Before the selection, which may look ahead at the step.
+        lr = learning_rate(number, self._lr, self._schedule)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._optimizer.zero_grad(set_to_none=True)
+        n_parts = self._schedule.n_accumulate
+        size = len(samples) // n_parts
+        losses: dict[str, float] = {}
+        decisions: list[Decision] = []
+        statistics: dict[str, float] = {"lr": lr}
+
+        def diverged(part: Sequence[TrainingSample], what: str) -> DivergedError:
+            return DivergedError(
+                f"step {number}: {what}; {_contents(part)}; lower optimizer.lr or look at these "
+                "samples",
+                StepOutcome(losses, tuple(decisions), statistics),
+            )
+
+        for first in range(0, len(samples), size):
+            part = samples[first : first + size]
+            try:
+                selected = self._selection(self._detector, part, number, seed)
+            except FloatingPointError as error:
+                # detectron2 looks at its proposals before there is a loss.
+                raise diverged(part, str(error)) from error
+            total = torch.stack(list(selected.losses.values())).sum()
+            _add(losses, {"loss": total, **selected.losses}, n_parts)
+            _merge(statistics, selected.statistics)
+            decisions += selected.decisions
+            if bad := _not_finite(losses):
+                raise diverged(part, f"not finite: {bad}")
+            self._update.backward(total / n_parts)
+        # Before unscaling, so that an overflow in one process is seen by all.
+        processes.average_gradients(self._detector.parameters())
+        self._update.unscaled_gradients()
+        norm = self._update.clip()
+        statistics["gradient_norm"] = float(norm)
+        if not self._update.may_overflow and not math.isfinite(norm):
+            raise diverged(samples, f"not finite: {{'gradient norm': {float(norm)}}}")
+        self._update.apply()
+        self.n_done = number
+        self.position += self._schedule.batch_size
+        return StepOutcome(
+            {name: processes.mean(value) for name, value in losses.items()},
+            tuple(decisions),
+            statistics,
+        )
+
+    def state(self) -> TrainingState:
+        """Return what a later step needs to be taken as if there had been no break."""
+        return TrainingState(
+            step=self.n_done,
+            position=self.position,
+            model=self._detector.state_dict(),
+            states={name: part.state_dict() for name, part in self._stateful().items()},
+        )
+
+    def load_state(self, state: TrainingState, source: str) -> None:
+        """Go on from what `state` returned.
+
+        Args:
+            state: of this recipe's run.
+            source: where it was stored, for messages.
+
+        Raises:
+            OtherModelError: it is the state of another model.
+        """
+        check_same_model(state.model, self._detector.state_dict(), source)
+        self._detector.load_state_dict(state.model)
+        for name, part in self._stateful().items():
+            part.load_state_dict(state.states[name])
+        self.n_done, self.position = state.step, state.position
+
+    def _stateful(self) -> dict[str, Any]:
+        """Return what a step depends on beside the detector, by its name in checkpoints."""
+        return {"optimizer": self._optimizer, "update": self._update, "selection": self._selection}
+
+
+# Statistics that count something in every part of a step; of the others, the last part's hold.
+_SUMMED = ("n_pasted", "scoring_s")
+
+
+def _add(values: dict[str, float], losses: dict[str, Tensor], n_parts: int) -> None:
+    """Add the losses of one of a step's parts to their mean."""
+    for name, value in losses.items():
+        values[name] = values.get(name, 0.0) + float(value.detach()) / n_parts
+
+
+def _merge(values: dict[str, float], statistics: dict[str, float]) -> None:
+    """Add the statistics of a further part of a step."""
+    for name, value in statistics.items():
+        values[name] = value + values.get(name, 0.0) if name in _SUMMED else value
+
+
+def _not_finite(values: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if not math.isfinite(value)}
+
+
+def _contents(samples: Sequence[TrainingSample]) -> str:
+    images = ", ".join(str(sample.original["image_id"]) for sample in samples)
+    instances = ", ".join(paste.instance_id for s in samples for paste in s.pastes) or "none"
+    return f"the images were {images}, the pasted instances {instances}"
