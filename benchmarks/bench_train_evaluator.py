@@ -68,7 +68,7 @@ def main() -> None:
         "train_evaluator",
         rows=rows,
         headline=headline,
-        libraries=("numpy", "faster-coco-eval", "lvis", "pycocotools", "pyarrow"),
+        libraries=("numpy", "lvis", "pycocotools", "pyarrow"),
     )
 
 

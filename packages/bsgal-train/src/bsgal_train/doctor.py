@@ -28,7 +28,6 @@ _REQUIRED = {
     "numpy": "numpy",
     "opencv-python-headless": "cv2",
     "pycocotools": "pycocotools",
-    "faster-coco-eval": "faster_coco_eval",
     "pyarrow": "pyarrow",
     "safetensors": "safetensors",
     "bsgal-score": "bsgal_score",

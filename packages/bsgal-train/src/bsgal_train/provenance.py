@@ -21,7 +21,6 @@ _FILE = "provenance.json"
 _LIBRARIES = (
     *("bsgal-train", "bsgal-score", "bsgal-paste"),
     *("torch", "torchvision", "timm", "numpy", "opencv-python-headless", "pycocotools"),
-    "faster-coco-eval",
 )
 
 

@@ -33,7 +33,8 @@ def encoded(box: np.ndarray, image: Document) -> dict[str, Any]:
 def random_document(seed: int) -> Document:
     rng = np.random.default_rng(seed)
     ids = list(range(1, N_CATEGORIES + 1))
-    images, annotations = [], []
+    images: list[Document] = []
+    annotations: list[Document] = []
     for image_id in range(1, 13):
         present = rng.choice(ids[:-1], size=2, replace=False).tolist()
         absent = [item for item in ids if item not in present and rng.random() < 0.6]
@@ -95,6 +96,57 @@ def random_predictions(document: Document, seed: int) -> Predictions:
             }
         )
     return predictions
+
+
+def random_crowd(seed: int) -> tuple[Document, Predictions]:
+    """Two categories, many objects on a grid of 4 px in each image, few different scores."""
+    rng = np.random.default_rng([seed, 2])
+    images: list[Document] = []
+    annotations: list[Document] = []
+    predictions: Predictions = []
+    for image_id in range(1, 6):
+        image = {
+            "id": image_id,
+            "height": 120,
+            "width": 150,
+            "neg_category_ids": [1],
+            "not_exhaustive_category_ids": [2] if rng.random() < 0.3 else [],
+        }
+        images.append(image)
+        corners = rng.integers(0, 10, (20, 2)) * 4
+        boxes = np.concatenate([corners, rng.choice([16, 32, 40, 100], (20, 2))], axis=1)
+        for box in boxes:
+            x, y, width, height = box.tolist()
+            right, low = x + width, y + height
+            annotation = {
+                "id": len(annotations) + 1,
+                "image_id": image_id,
+                "category_id": int(rng.integers(1, 3)),
+                "bbox": box.astype(float).tolist(),
+                "area": float(width * height),
+                "segmentation": [[x, y, x, low, right, low, right, y]],
+            }
+            annotations.append(annotation)
+        shaken = boxes[rng.integers(0, len(boxes), 50)] + rng.integers(-1, 2, (50, 4)) * 4
+        for box in np.maximum(shaken, [0, 0, 4, 4]):
+            filled = coco_mask.frPyObjects(box[None].astype(np.float64), 120, 150)[0]
+            predictions.append(
+                {
+                    "image_id": image_id,
+                    "category_id": int(rng.integers(1, 3)),
+                    "bbox": box.astype(float).tolist(),
+                    "score": int(rng.integers(0, 10)) / 10,
+                    "segmentation": {**filled, "counts": filled["counts"].decode("ascii")},
+                }
+            )
+    categories = [{"id": item, "name": str(item), "frequency": "rf"[item - 1]} for item in (1, 2)]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    return document, [predictions[i] for i in rng.permutation(len(predictions)).tolist()]
+
+
+@pytest.fixture
+def make_crowd() -> Callable[[int], tuple[Document, Predictions]]:
+    return random_crowd
 
 
 @pytest.fixture

@@ -94,6 +94,16 @@ def test_random_small_sets_agree(
     assert_equal_to_reference(evaluate_lvis(path, predictions), path, predictions)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_crowds_with_equal_overlaps_and_scores_agree(
+    seed: int, tmp_path: Path, make_crowd: Callable[..., Any]
+) -> None:
+    document, predictions = make_crowd(seed)
+    path = tmp_path / "lvis.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert_equal_to_reference(evaluate_lvis(path, predictions), path, predictions)
+
+
 def test_limit_per_image_agrees(
     tmp_path: Path, document: dict[str, Any], predictions: list[dict[str, Any]]
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,31 @@ def test_ties_at_the_limit_are_broken_as_in_the_list(
     fixed = evaluate_lvis(document, predictions, max_detections=7, protocol=FIXED_AP)
     shards = PredictionShards(tmp_path)
     assert evaluate_lvis(document, shards, max_detections=7, protocol=FIXED_AP) == fixed
+
+
+def test_limit_is_the_same_a_few_images_at_a_time(
+    document: dict[str, Any],
+    predictions: Predictions,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(shards_module, "_ROWS_SORTED", 30)
+    for prediction in predictions:
+        prediction["score"] = round(prediction["score"], 1)
+    result = evaluate_lvis(document, write(tmp_path, predictions), max_detections=5)
+
+    assert result == evaluate_lvis(document, predictions, max_detections=5)
+    assert result.n_over_limit > 0
+
+
+def test_images_within_the_limit_are_not_sorted(
+    document: dict[str, Any], predictions: Predictions, tmp_path: Path
+) -> None:
+    n_most = max(Counter(prediction["image_id"] for prediction in predictions).values())
+    shards = write(tmp_path, predictions)
+
+    assert len(shards.over_limit(n_most)) == 0
+    assert len(shards.over_limit(n_most - 1)) > 0
 
 
 def test_shards_of_several_processes_are_merged(
@@ -124,6 +150,18 @@ def test_bad_prediction_in_a_shard_is_named(
 
     with pytest.raises(ValueError, match=r"prediction 4 in .* has the score nan"):
         evaluate_lvis(document, write(tmp_path, predictions))
+
+
+def test_bad_prediction_of_a_later_process_is_named_by_its_place_among_all(
+    document: dict[str, Any], predictions: Predictions, tmp_path: Path
+) -> None:
+    parts: list[Predictions] = [[], []]
+    for prediction in predictions:
+        parts[prediction["image_id"] % 2].append(prediction)
+    parts[1][3]["score"] = float("nan")
+
+    with pytest.raises(ValueError, match=rf"prediction {len(parts[0]) + 3} in .* score nan"):
+        evaluate_lvis(document, write(tmp_path, *parts))
 
 
 def test_another_schema_is_refused(predictions: Predictions, tmp_path: Path) -> None:

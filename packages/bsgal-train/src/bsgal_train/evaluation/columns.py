@@ -6,14 +6,15 @@ object each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from bsgal_train.evaluation.ground_truth import GroundTruth
+from bsgal_train.evaluation.ground_truth import GroundTruth, contains
 
 __all__ = ["Prediction", "PredictionColumns", "check_columns"]
 
@@ -24,23 +25,26 @@ _FIELD_OF_IOU_TYPE = {"bbox": "bbox", "segm": "segmentation"}
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PredictionColumns:
-    """N predictions.
+    """N predictions, in the order in which they were made.
 
     Attributes:
+        position: int64 (N,), position among all that are evaluated, for messages and ties.
         image_id: int64 (N,).
         category_id: int64 (N,).
         score: float64 (N,).
         bbox_xywh: float64 (N, 4), pixels; None if there are only masks.
         mask_hw: int64 (N, 2), height and width of the masks; None if there are only boxes.
-        mask_counts: COCO run-length counts of each mask, compressed text; None likewise.
+        mask_counts: COCO run-length counts of each mask, compressed text, as an Arrow array of
+            binary values, which takes no Python object for each; None likewise.
     """
 
+    position: npt.NDArray[np.int64]
     image_id: npt.NDArray[np.int64]
     category_id: npt.NDArray[np.int64]
     score: npt.NDArray[np.float64]
     bbox_xywh: npt.NDArray[np.float64] | None
     mask_hw: npt.NDArray[np.int64] | None
-    mask_counts: Sequence[str | bytes] | None
+    mask_counts: Any
 
     @classmethod
     def from_predictions(
@@ -51,50 +55,55 @@ class PredictionColumns:
         Raises:
             ValueError: A field is missing, is not a number, or a mask is not run-length encoded.
         """
-        fields = ["image_id", "category_id", "score"]
-        fields += [_FIELD_OF_IOU_TYPE[iou_type] for iou_type in iou_types]
-        for position, prediction in enumerate(predictions):
-            if any(field not in prediction for field in fields):
-                missing = [field for field in fields if field not in prediction]
-                raise ValueError(
-                    f"predictions[{position}] has no {', '.join(missing)}; "
-                    f"it has {sorted(prediction)}"
-                )
-        boxes, sizes, counts = None, None, None
-        if "bbox" in iou_types:
-            boxes = _box_array([prediction["bbox"] for prediction in predictions])
-        if "segm" in iou_types:
-            masks = [prediction["segmentation"] for prediction in predictions]
-            for position, mask in enumerate(masks):
-                if not isinstance(mask, Mapping) or "counts" not in mask:
-                    raise ValueError(
-                        f"predictions[{position}] has a segmentation that is no run-length "
-                        "encoding; encode the mask with pycocotools.mask.encode"
-                    )
-            sizes = np.array([mask["size"] for mask in masks], dtype=np.int64).reshape(-1, 2)
-            counts = [mask["counts"] for mask in masks]
+        has_boxes, has_masks = "bbox" in iou_types, "segm" in iou_types
+        # One list per field: a tuple per prediction would set off Python's garbage collector, again
+        # and again, on everything that the caller holds.
+        try:
+            image_id = [prediction["image_id"] for prediction in predictions]
+            category_id = [prediction["category_id"] for prediction in predictions]
+            score = [prediction["score"] for prediction in predictions]
+            boxes = [prediction["bbox"] for prediction in predictions if has_boxes]
+            masks = [prediction["segmentation"] for prediction in predictions if has_masks]
+        except KeyError:
+            raise ValueError(_missing_field(predictions, iou_types)) from None
         return cls(
-            image_id=np.array([one["image_id"] for one in predictions], dtype=np.int64),
-            category_id=np.array([one["category_id"] for one in predictions], dtype=np.int64),
-            score=np.array([one["score"] for one in predictions], dtype=np.float64),
-            bbox_xywh=boxes,
-            mask_hw=sizes,
-            mask_counts=counts,
+            position=np.arange(len(predictions)),
+            image_id=np.array(image_id, dtype=np.int64),
+            category_id=np.array(category_id, dtype=np.int64),
+            score=np.array(score, dtype=np.float64),
+            bbox_xywh=_box_array(boxes) if has_boxes else None,
+            mask_hw=_size_array(masks) if has_masks else None,
+            mask_counts=_counts_array(masks) if has_masks else None,
         )
 
     def __len__(self) -> int:
         return len(self.image_id)
 
-    def take(self, positions: npt.NDArray[np.int64]) -> PredictionColumns:
+    def rles(self, rows: npt.NDArray[np.int64] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield all masks, or those of some rows, as pycocotools reads them."""
+        assert self.mask_hw is not None, "collected for this IoU type"
+        own = self if rows is None else self.take(rows)
+        assert own.mask_hw is not None, "as before"
+        # Few sizes occur; masks share them instead of having a list each.
+        height, width = own.mask_hw.T
+        sizes: dict[tuple[int, int], list[int]] = {}
+        for hw, counts in zip(
+            zip(height.tolist(), width.tolist(), strict=True),
+            own.mask_counts.to_pylist(),
+            strict=True,
+        ):
+            yield {"size": sizes.setdefault(hw, list(hw)), "counts": counts}
+
+    def take(self, rows: npt.NDArray[np.int64]) -> PredictionColumns:
         """Return some of the predictions, in the given order."""
-        counts = self.mask_counts
         return PredictionColumns(
-            image_id=self.image_id[positions],
-            category_id=self.category_id[positions],
-            score=self.score[positions],
-            bbox_xywh=None if self.bbox_xywh is None else self.bbox_xywh[positions],
-            mask_hw=None if self.mask_hw is None else self.mask_hw[positions],
-            mask_counts=None if counts is None else [counts[i] for i in positions.tolist()],
+            position=self.position[rows],
+            image_id=self.image_id[rows],
+            category_id=self.category_id[rows],
+            score=self.score[rows],
+            bbox_xywh=None if self.bbox_xywh is None else self.bbox_xywh[rows],
+            mask_hw=None if self.mask_hw is None else self.mask_hw[rows],
+            mask_counts=None if self.mask_counts is None else self.mask_counts.take(pa.array(rows)),
         )
 
 
@@ -110,29 +119,31 @@ def check_columns(columns: PredictionColumns, truth: GroundTruth, where: str) ->
         ValueError: The image or category is not in the annotation file; the score or the box is
             not finite, or the box has a negative side; the mask is not of the image's size.
     """
+
+    def name(row: int) -> str:
+        return where.format(columns.position[row])
+
     for field, ids, known in (
         ("image_id", columns.image_id, truth.image_ids),
         ("category_id", columns.category_id, truth.category_ids),
     ):
-        unknown = np.flatnonzero(~np.isin(ids, known))
+        unknown = np.flatnonzero(~contains(known, ids))
         if len(unknown):
             raise ValueError(
-                f"{where.format(unknown[0])} has {field} {ids[unknown[0]]}, which is not in the "
+                f"{name(unknown[0])} has {field} {ids[unknown[0]]}, which is not in the "
                 "annotation file; were the predictions made on other data, or are class indices "
                 "used where category ids belong?"
             )
     bad = np.flatnonzero(~np.isfinite(columns.score))
     if len(bad):
-        raise ValueError(
-            f"{where.format(bad[0])} has the score {columns.score[bad[0]]}; it must be finite"
-        )
+        raise ValueError(f"{name(bad[0])} has the score {columns.score[bad[0]]}; it must be finite")
     boxes = columns.bbox_xywh
     if boxes is not None:
         bad = np.flatnonzero(~np.isfinite(boxes).all(1) | (boxes[:, 2:] < 0).any(1))
         if len(bad):
             shown = ", ".join(f"{side:g}" for side in boxes[bad[0]])
             raise ValueError(
-                f"{where.format(bad[0])} has the bbox [{shown}]; it must be [x, y, width, height] "
+                f"{name(bad[0])} has the bbox [{shown}]; it must be [x, y, width, height] "
                 "in pixels, finite and with sides of at least 0"
             )
     if columns.mask_hw is not None:
@@ -141,10 +152,22 @@ def check_columns(columns: PredictionColumns, truth: GroundTruth, where: str) ->
         if len(bad):
             first = bad[0]
             raise ValueError(
-                f"{where.format(first)} has a mask of {columns.mask_hw[first].tolist()} pixels "
+                f"{name(first)} has a mask of {columns.mask_hw[first].tolist()} pixels "
                 f"(height, width), but image {columns.image_id[first]} has "
                 f"{expected[first].tolist()}"
             )
+
+
+def _missing_field(predictions: Sequence[Prediction], iou_types: Sequence[str]) -> str:
+    fields = ["image_id", "category_id", "score"]
+    fields += [_FIELD_OF_IOU_TYPE[iou_type] for iou_type in iou_types]
+    position, prediction = next(
+        (position, prediction)
+        for position, prediction in enumerate(predictions)
+        if any(field not in prediction for field in fields)
+    )
+    missing = [field for field in fields if field not in prediction]
+    return f"predictions[{position}] has no {', '.join(missing)}; it has {sorted(prediction)}"
 
 
 def _box_array(boxes: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
@@ -155,3 +178,17 @@ def _box_array(boxes: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
                 "[x, y, width, height] in pixels"
             )
     return np.array(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _size_array(masks: Sequence[Any]) -> npt.NDArray[np.int64]:
+    for position, mask in enumerate(masks):
+        if not isinstance(mask, Mapping) or "counts" not in mask:
+            raise ValueError(
+                f"predictions[{position}] has a segmentation that is no run-length "
+                "encoding; encode the mask with pycocotools.mask.encode"
+            )
+    return np.array([mask["size"] for mask in masks], dtype=np.int64).reshape(-1, 2)
+
+
+def _counts_array(masks: Sequence[Mapping[str, Any]]) -> Any:
+    return pa.array([mask["counts"] for mask in masks], type=pa.large_binary())

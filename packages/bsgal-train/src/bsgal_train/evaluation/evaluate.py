@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -11,21 +12,32 @@ from numpy.typing import NDArray
 
 from bsgal_train.annotations import Frequency
 from bsgal_train.evaluation.columns import Prediction, PredictionColumns, check_columns
-from bsgal_train.evaluation.ground_truth import EvaluatedCategory, GroundTruth
+from bsgal_train.evaluation.curves import Curves
+from bsgal_train.evaluation.ground_truth import EvaluatedCategory, GroundTruth, contains
 from bsgal_train.evaluation.matching import (
     AREA_LABELS,
     IOU_THRESHOLDS,
+    Matches,
+    is_in_range,
+    match,
+)
+from bsgal_train.evaluation.overlaps import (
     IouType,
-    PrecisionRecall,
-    precision_recall,
+    box_candidates,
+    mask_areas,
+    mask_candidates,
 )
 from bsgal_train.evaluation.protocol import LVIS, Protocol
 from bsgal_train.evaluation.result import CategoryResult, LvisMetrics, LvisResult
+from bsgal_train.evaluation.runs import run_bounds
 from bsgal_train.evaluation.shards import PredictionShards
 
 __all__ = ["evaluate_lvis"]
 
 _AT_50, _AT_75 = (int(np.argmin(abs(IOU_THRESHOLDS - threshold))) for threshold in (0.5, 0.75))
+
+# Categories are computed together as long as they have no more predictions than this.
+_ROWS_TOGETHER = 32_768
 
 
 def evaluate_lvis(
@@ -67,62 +79,45 @@ def evaluate_lvis(
         protocol = Protocol(name=protocol.name, max_detections=max_detections, per=protocol.per)
     truth = GroundTruth.load(annotations)
     if isinstance(predictions, PredictionShards):
-        n_over_limit, parts = _parts_of_shards(predictions, truth, iou_types, protocol)
+        parts = _parts_of_shards(predictions, truth, iou_types, protocol)
     else:
-        n_over_limit, parts = _parts_of_list(predictions, truth, iou_types, protocol)
-    categories = list(truth.categories.values())
-    found: dict[IouType, dict[int, PrecisionRecall]] = {iou_type: {} for iou_type in iou_types}
-    n_judged = dict.fromkeys(truth.categories, 0)
-    nothing = PredictionColumns.from_predictions([], iou_types)
-    for part in parts:
-        for category_id, own in _by_category(part):
-            n_judged[category_id] = len(own)
+        parts = _part_of_list(predictions, truth, iou_types, protocol)
+    n_objects = _objects_in_range(truth)
+    curves = {iou_type: Curves.without_predictions(n_objects) for iou_type in iou_types}
+    n_judged = np.zeros(len(truth.categories), dtype=np.int64)
+    n_over_limit = 0
+    for n_part_over_limit, part in parts:
+        n_over_limit += n_part_over_limit
+        for group in _groups(part):
+            category = np.searchsorted(truth.category_ids, group.category_id)
+            n_judged += np.bincount(category, minlength=len(n_judged))
             for iou_type in iou_types:
-                found[iou_type][category_id] = precision_recall(
-                    truth, truth.categories[category_id], own, iou_type
-                )
-    curves = {
-        iou_type: [
-            found[iou_type].get(category.category_id)
-            or precision_recall(truth, category, nothing, iou_type)
-            for category in categories
-        ]
-        for iou_type in iou_types
-    }
+                _evaluate_group(truth, group, iou_type, n_objects, curves[iou_type])
     return LvisResult(
         protocol=protocol,
-        n_images=len(truth.images),
-        n_instances=sum(len(category.annotations) for category in categories),
+        n_images=len(truth.image_ids),
+        n_instances=sum(category.n_instances for category in truth.categories),
         n_predictions=len(predictions),
         n_over_limit=n_over_limit,
-        n_unjudged=len(predictions) - n_over_limit - sum(n_judged.values()),
+        n_unjudged=len(predictions) - n_over_limit - int(n_judged.sum()),
         metrics={
-            iou_type: _metrics(categories, list(n_judged.values()), curves[iou_type])
-            for iou_type in iou_types
+            iou_type: _metrics(truth.categories, n_judged, own) for iou_type, own in curves.items()
         },
-        categories=tuple(
-            _category_result(
-                category,
-                n_judged[category.category_id],
-                {iou_type: curves[iou_type][index] for iou_type in iou_types},
-            )
-            for index, category in enumerate(categories)
-        ),
+        categories=_category_results(truth.categories, n_judged.tolist(), curves),
     )
 
 
-def _parts_of_list(
+def _part_of_list(
     predictions: Sequence[Prediction],
     truth: GroundTruth,
     iou_types: Sequence[IouType],
     protocol: Protocol,
-) -> tuple[int, Iterator[PredictionColumns]]:
-    """Return how many are over the limit, and the rest as far as it is judged, as one part."""
+) -> Iterator[tuple[int, PredictionColumns]]:
+    """Yield how many are over the limit, and the rest as far as it is judged, as one part."""
     columns = PredictionColumns.from_predictions(predictions, iou_types)
     check_columns(columns, truth, "predictions[{}]")
     kept = protocol.kept(columns.image_id, columns.category_id, columns.score)
-    judged = truth.is_judged(columns.image_id, columns.category_id)
-    return int((~kept).sum()), iter([columns.take(np.flatnonzero(kept & judged))])
+    yield int((~kept).sum()), columns.take(_judged(truth, columns, kept))
 
 
 def _parts_of_shards(
@@ -130,40 +125,90 @@ def _parts_of_shards(
     truth: GroundTruth,
     iou_types: Sequence[IouType],
     protocol: Protocol,
-) -> tuple[int, Iterator[PredictionColumns]]:
+) -> Iterator[tuple[int, PredictionColumns]]:
     """The same with one part for each bucket, which holds all of its categories."""
-    positions, heads = shards.heads()
-    check_columns(heads, truth, f"prediction {{}} in {shards.folder}")
-    kept = protocol.kept(heads.image_id, heads.category_id, heads.score)
-    counts = kept & truth.is_judged(heads.image_id, heads.category_id)
-
-    def parts() -> Iterator[PredictionColumns]:
-        for number, own in enumerate(positions):
-            bucket = shards.bucket(number, iou_types)
-            check_columns(bucket, truth, f"prediction {{}} of bucket {number} in {shards.folder}")
-            yield bucket.take(np.flatnonzero(counts[own]))
-
-    return int((~kept).sum()), parts()
+    over_limit = shards.over_limit(protocol.max_detections) if protocol.per == "image" else None
+    for number in range(shards.n_buckets):
+        columns = shards.bucket(number, iou_types)
+        check_columns(columns, truth, f"prediction {{}} in {shards.folder}")
+        if over_limit is None:
+            kept = protocol.kept(columns.image_id, columns.category_id, columns.score)
+        else:
+            kept = ~contains(over_limit, columns.position)
+        yield int((~kept).sum()), columns.take(_judged(truth, columns, kept))
 
 
-def _by_category(columns: PredictionColumns) -> Iterator[tuple[int, PredictionColumns]]:
-    """Yield each category's predictions, in their order."""
-    order = np.argsort(columns.category_id, kind="stable")
-    ids, starts = np.unique(columns.category_id[order], return_index=True)
-    bounds = [*starts.tolist(), len(order)]
-    for position, category_id in enumerate(ids.tolist()):
-        yield category_id, columns.take(order[bounds[position] : bounds[position + 1]])
+def _judged(
+    truth: GroundTruth, columns: PredictionColumns, kept: NDArray[np.bool_]
+) -> NDArray[np.int64]:
+    """Return the rows that are kept and judged, by category and then highest score first.
+
+    Equal scores are sorted by image, and in an image as they were predicted.
+    """
+    pair = truth.pairs(columns.image_id, columns.category_id)
+    rows = np.flatnonzero(kept & contains(truth.judged_pairs, pair))
+    order = np.lexsort((columns.image_id[rows], -columns.score[rows], columns.category_id[rows]))
+    ordered: NDArray[np.int64] = rows[order]
+    return ordered
+
+
+def _groups(columns: PredictionColumns) -> Iterator[PredictionColumns]:
+    """Yield whole categories, several at a time if they are small."""
+    bounds = run_bounds(columns.category_id).tolist()
+    begin = 0
+    for start, stop in itertools.pairwise(bounds):
+        if stop - begin > _ROWS_TOGETHER and start > begin:
+            yield columns.take(np.arange(begin, start))
+            begin = start
+    if begin < len(columns):
+        yield columns.take(np.arange(begin, len(columns)))
+
+
+def _evaluate_group(
+    truth: GroundTruth,
+    predictions: PredictionColumns,
+    iou_type: IouType,
+    n_objects: NDArray[np.int64],
+    curves: Curves,
+) -> None:
+    """Fill in the curves of the categories of some predictions, which are sorted."""
+    pair = truth.pairs(predictions.image_id, predictions.category_id)
+    # LVIS's own evaluation leaves out empty boxes and masks, instead of counting them as wrong.
+    if iou_type == "bbox":
+        assert predictions.bbox_xywh is not None, "collected for this IoU type"
+        areas = predictions.bbox_xywh[:, 2] * predictions.bbox_xywh[:, 3]
+        candidates = box_candidates(truth, predictions.bbox_xywh, pair)
+    else:
+        areas = mask_areas(predictions.rles())
+        candidates = mask_candidates(truth, predictions, areas, pair)
+    matches = match(candidates, truth.objects.pair, truth.objects.area)
+    is_blamed = is_in_range(areas) & ~contains(truth.unfinished_pairs, pair)[:, None]
+    is_blamed &= (areas > 0)[:, None]
+    bounds = run_bounds(predictions.category_id)
+    matched_bounds = np.searchsorted(matches.prediction, bounds)
+    for index, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        category = int(pair[start] % len(truth.categories))
+        if not n_objects[category].any():
+            continue
+        matched = slice(matched_bounds[index], matched_bounds[index + 1])
+        own = Matches(matches.prediction[matched] - start, matches.outcome[matched])
+        curves.put(category, n_objects[category], is_blamed[start:stop], own)
+
+
+def _objects_in_range(truth: GroundTruth) -> NDArray[np.int64]:
+    """Count each category's objects in each range of areas, shape (categories, ranges)."""
+    counts = np.zeros((len(truth.categories), len(AREA_LABELS)), dtype=np.int64)
+    category = truth.objects.pair % len(truth.categories)
+    np.add.at(counts, category, is_in_range(truth.objects.area))
+    return counts
 
 
 def _metrics(
-    categories: Sequence[EvaluatedCategory],
-    n_predictions: Sequence[int],
-    curves: Sequence[PrecisionRecall],
+    categories: Sequence[EvaluatedCategory], n_predictions: NDArray[np.int64], curves: Curves
 ) -> LvisMetrics:
     """Average over categories as LVIS does: over all defined entries at once."""
     # Shapes (category, IoU threshold, recall threshold, area range) and without recall thresholds.
-    precision = np.stack([curve.precision for curve in curves])
-    recall = np.stack([curve.recall for curve in curves])
+    precision, recall = curves.precision, curves.recall
     area = {label: index for index, label in enumerate(AREA_LABELS)}
 
     def of_group(frequency: Frequency) -> float | None:
@@ -184,25 +229,40 @@ def _metrics(
         ars=_mean_of_defined(recall[..., area["small"]]),
         arm=_mean_of_defined(recall[..., area["medium"]]),
         arl=_mean_of_defined(recall[..., area["large"]]),
-        ap_predicted=_mean_of_defined(precision[np.array(n_predictions) > 0, ..., area["all"]]),
+        ap_predicted=_mean_of_defined(precision[n_predictions > 0, ..., area["all"]]),
     )
 
 
-def _category_result(
-    category: EvaluatedCategory, n_predictions: int, curves: Mapping[IouType, PrecisionRecall]
-) -> CategoryResult:
-    return CategoryResult(
-        category_id=category.category_id,
-        name=category.name,
-        frequency=category.frequency,
-        n_images=len({annotation["image_id"] for annotation in category.annotations}),
-        n_instances=len(category.annotations),
-        n_predictions=n_predictions,
-        ap={key: _mean_of_defined(curve.precision[..., 0]) for key, curve in curves.items()},
-        ap50={
-            key: _mean_of_defined(curve.precision[_AT_50, :, 0]) for key, curve in curves.items()
-        },
-        ar={key: _mean_of_defined(curve.recall[:, 0]) for key, curve in curves.items()},
+def _category_results(
+    categories: Sequence[EvaluatedCategory],
+    n_predictions: Sequence[int],
+    curves: Mapping[IouType, Curves],
+) -> tuple[CategoryResult, ...]:
+    """Average over everything but categories, of objects of any size."""
+    means: dict[str, dict[IouType, list[float]]] = {"ap": {}, "ap50": {}, "ar": {}}
+    for iou_type, own in curves.items():
+        means["ap"][iou_type] = own.precision[..., 0].mean((1, 2)).tolist()
+        means["ap50"][iou_type] = own.precision[:, _AT_50, :, 0].mean(1).tolist()
+        means["ar"][iou_type] = own.recall[..., 0].mean(1).tolist()
+
+    def of_category(index: int, name: str) -> dict[str, float | None]:
+        # All entries of a category without an object are -1.
+        is_defined = categories[index].n_instances > 0
+        return {key: own[index] if is_defined else None for key, own in means[name].items()}
+
+    return tuple(
+        CategoryResult(
+            category_id=category.category_id,
+            name=category.name,
+            frequency=category.frequency,
+            n_images=category.n_images,
+            n_instances=category.n_instances,
+            n_predictions=n_predictions[index],
+            ap=of_category(index, "ap"),
+            ap50=of_category(index, "ap50"),
+            ar=of_category(index, "ar"),
+        )
+        for index, category in enumerate(categories)
     )
 
 

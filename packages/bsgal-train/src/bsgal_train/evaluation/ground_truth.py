@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bsgal_train.annotations import Frequency, read_lvis_json
 from bsgal_train.errors import AnnotationFormatError
 
-__all__ = ["EvaluatedCategory", "GroundTruth"]
+__all__ = ["EvaluatedCategory", "GroundTruth", "Objects", "contains"]
 
 _PARTS = ("images", "annotations", "categories")
 _ANNOTATION_FIELDS = ("image_id", "category_id", "bbox", "area", "segmentation")
@@ -21,31 +21,54 @@ _ANNOTATION_FIELDS = ("image_id", "category_id", "bbox", "area", "segmentation")
 
 @dataclass(frozen=True, slots=True)
 class EvaluatedCategory:
-    """A category with its annotations in the file."""
+    """A category and how much of it the file has."""
 
     category_id: int
     name: str
     frequency: Frequency | None
     """None if the file does not state the groups."""
-    annotations: tuple[Mapping[str, Any], ...]
+    n_images: int
+    n_instances: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
+class Objects:
+    """The N annotations that have an area, sorted by pair, then in the file's order.
+
+    Attributes:
+        pair: int64 (N,), image and category (`GroundTruth.pairs`).
+        area: float64 (N,), as the file states it, square pixels.
+        bbox_xywh: float64 (N, 4), pixels.
+        segmentations: As they are in the file: polygons or run lengths.
+    """
+
+    pair: npt.NDArray[np.int64]
+    area: npt.NDArray[np.float64]
+    bbox_xywh: npt.NDArray[np.float64]
+    segmentations: Sequence[Any]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class GroundTruth:
-    """What is known to be in the images, and what is known not to be."""
+    """What is known to be in the images, and what is known not to be.
 
-    images: Mapping[int, Mapping[str, Any]]
-    """Image entries by id."""
-    categories: Mapping[int, EvaluatedCategory]
-    """By id, in ascending order."""
+    A pair, of an image and a category, is one number: the position of the image in `image_ids`
+    times the number of categories, plus the position of the category in `category_ids`.
+    """
+
     image_ids: npt.NDArray[np.int64]
     """Ids of the images, ascending."""
+    image_hw: npt.NDArray[np.int64]
+    """Shape (images, 2): their heights and widths."""
     category_ids: npt.NDArray[np.int64]
     """Ids of the categories, ascending."""
+    categories: tuple[EvaluatedCategory, ...]
+    """In the same order."""
+    objects: Objects
     judged_pairs: npt.NDArray[np.int64]
-    """Pairs (image, category) for which the file says whether the category is there: position of
-    the image in `image_ids` times the number of categories, plus position of the category;
-    ascending."""
+    """Pairs for which the file says whether the category is in the image, ascending."""
+    unfinished_pairs: npt.NDArray[np.int64]
+    """Pairs in which not every object may be annotated, ascending."""
 
     @classmethod
     def load(cls, annotations: str | Path | Mapping[str, Any]) -> GroundTruth:
@@ -65,76 +88,123 @@ class GroundTruth:
         if not document["categories"]:
             raise AnnotationFormatError(f"{where} has no category, so there is nothing to evaluate")
         images = {image["id"]: image for image in document["images"]}
-        judged = {
-            (image["id"], category_id)
-            for image in document["images"]
-            for category_id in _stated_lists(image, where)["neg_category_ids"]
-        }
-        annotations_of: dict[int, list[Mapping[str, Any]]] = {
-            category["id"]: [] for category in document["categories"]
-        }
+        categories = {category["id"]: category for category in document["categories"]}
+        for image in document["images"]:
+            _check_image(image, where)
         for annotation in document["annotations"]:
-            _check_annotation(annotation, images, annotations_of, where)
-            # As in LVIS's own evaluation, what has no area is not there.
-            if annotation["area"] > 0:
-                annotations_of[annotation["category_id"]].append(annotation)
-                judged.add((annotation["image_id"], annotation["category_id"]))
-        states_frequency = any("frequency" in category for category in document["categories"])
-        categories = {
-            category["id"]: EvaluatedCategory(
-                category_id=category["id"],
-                name=category["name"],
-                frequency=_stated_frequency(category, states_frequency, where),
-                annotations=tuple(annotations_of[category["id"]]),
-            )
-            for category in sorted(document["categories"], key=lambda item: item["id"])
-        }
+            _check_annotation(annotation, images, categories, where)
         image_ids = np.array(sorted(images), dtype=np.int64)
-        category_ids = np.array(list(categories), dtype=np.int64)
-        truth = cls(
-            images=images,
-            categories=categories,
+        category_ids = np.array(sorted(categories), dtype=np.int64)
+        objects = _objects(document["annotations"], image_ids, category_ids)
+        judged = _listed_pairs(document["images"], "neg_category_ids", image_ids, category_ids)
+        return cls(
             image_ids=image_ids,
+            image_hw=np.array(
+                [(images[one]["height"], images[one]["width"]) for one in image_ids.tolist()],
+                dtype=np.int64,
+            ).reshape(-1, 2),
             category_ids=category_ids,
-            judged_pairs=np.zeros(0, dtype=np.int64),
+            categories=_categories(categories, category_ids, objects, where),
+            objects=objects,
+            judged_pairs=np.union1d(judged, objects.pair),
+            unfinished_pairs=_listed_pairs(
+                document["images"], "not_exhaustive_category_ids", image_ids, category_ids
+            ),
         )
-        # Absent categories may be listed that the file does not define; nobody can predict them.
-        pairs = np.array(
-            [pair for pair in judged if pair[1] in categories], dtype=np.int64
-        ).reshape(-1, 2)
-        keys = np.unique(truth._pairs(pairs[:, 0], pairs[:, 1]))
-        return replace(truth, judged_pairs=keys)
 
-    def is_judged(
+    def pairs(
         self, image_id: npt.NDArray[np.int64], category_id: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.bool_]:
-        """Say for which pairs of known ids (N,) it is known whether the category is there."""
-        return np.isin(self._pairs(image_id, category_id), self.judged_pairs)
+    ) -> npt.NDArray[np.int64]:
+        """Number the pairs (N,) of known ids (N,)."""
+        return _pairs(self.image_ids, self.category_ids, image_id, category_id)
 
     def image_hw_of(self, image_id: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Give height and width (N, 2) of images by their known ids (N,)."""
-        found, inverse = np.unique(image_id, return_inverse=True)
-        images = [self.images[one] for one in found.tolist()]
-        sizes = np.array([(one["height"], one["width"]) for one in images], dtype=np.int64)
-        return sizes.reshape(-1, 2)[inverse]
-
-    def _pairs(
-        self, image_id: npt.NDArray[np.int64], category_id: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64]:
-        image = np.searchsorted(self.image_ids, image_id)
-        category = np.searchsorted(self.category_ids, category_id)
-        pairs: npt.NDArray[np.int64] = image * len(self.category_ids) + category
-        return pairs
+        return self.image_hw[np.searchsorted(self.image_ids, image_id)]
 
 
-def _stated_lists(image: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    for field in ("neg_category_ids", "not_exhaustive_category_ids"):
-        if not isinstance(image.get(field), list):
-            raise AnnotationFormatError(
-                f"{where}: image {image['id']} has no list `{field}`; LVIS evaluation needs to "
-                "know which categories were looked for in each image"
-            )
-    return image
+def contains(
+    ascending: npt.NDArray[np.int64], values: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Say which of the values (N,) are in a sorted array."""
+    if not len(ascending):
+        return np.zeros(len(values), dtype=np.bool_)
+    position = np.searchsorted(ascending, values)
+    found: npt.NDArray[np.bool_] = ascending[np.minimum(position, len(ascending) - 1)] == values
+    return found
+
+
+def _pairs(
+    image_ids: npt.NDArray[np.int64],
+    category_ids: npt.NDArray[np.int64],
+    image_id: npt.NDArray[np.int64],
+    category_id: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    image = np.searchsorted(image_ids, image_id)
+    category = np.searchsorted(category_ids, category_id)
+    pairs: npt.NDArray[np.int64] = image * len(category_ids) + category
+    return pairs
+
+
+def _listed_pairs(
+    images: Sequence[Mapping[str, Any]],
+    field: str,
+    image_ids: npt.NDArray[np.int64],
+    category_ids: npt.NDArray[np.int64],
+) -> npt.NDArray[np.int64]:
+    """Number the pairs of the images with the categories in a list of theirs, ascending."""
+    lengths = [len(image[field]) for image in images]
+    image_id = np.repeat(np.array([image["id"] for image in images], dtype=np.int64), lengths)
+    category_id = np.array([one for image in images for one in image[field]], dtype=np.int64)
+    # Categories may be listed that the file does not define; nobody can predict them.
+    is_known = contains(category_ids, category_id)
+    pairs = _pairs(image_ids, category_ids, image_id[is_known], category_id[is_known])
+    return np.unique(pairs)
+
+
+def _objects(
+    annotations: Sequence[Mapping[str, Any]],
+    image_ids: npt.NDArray[np.int64],
+    category_ids: npt.NDArray[np.int64],
+) -> Objects:
+    # As in LVIS's own evaluation, what has no area is not there.
+    present = [annotation for annotation in annotations if annotation["area"] > 0]
+    pair = _pairs(
+        image_ids,
+        category_ids,
+        np.array([one["image_id"] for one in present], dtype=np.int64),
+        np.array([one["category_id"] for one in present], dtype=np.int64),
+    )
+    order = np.argsort(pair, kind="stable")
+    boxes = np.array([one["bbox"] for one in present], dtype=np.float64).reshape(-1, 4)
+    return Objects(
+        pair=pair[order],
+        area=np.array([one["area"] for one in present], dtype=np.float64)[order],
+        bbox_xywh=boxes[order],
+        segmentations=[present[position]["segmentation"] for position in order.tolist()],
+    )
+
+
+def _categories(
+    entries: Mapping[int, Mapping[str, Any]],
+    category_ids: npt.NDArray[np.int64],
+    objects: Objects,
+    where: str,
+) -> tuple[EvaluatedCategory, ...]:
+    states_frequency = any("frequency" in entry for entry in entries.values())
+    n_categories = len(category_ids)
+    n_instances = np.bincount(objects.pair % n_categories, minlength=n_categories)
+    n_images = np.bincount(np.unique(objects.pair) % n_categories, minlength=n_categories)
+    return tuple(
+        EvaluatedCategory(
+            category_id=category_id,
+            name=entries[category_id]["name"],
+            frequency=_stated_frequency(entries[category_id], states_frequency, where),
+            n_images=int(n_images[index]),
+            n_instances=int(n_instances[index]),
+        )
+        for index, category_id in enumerate(category_ids.tolist())
+    )
 
 
 def _stated_frequency(
@@ -151,10 +221,19 @@ def _stated_frequency(
     return frequency
 
 
+def _check_image(image: Mapping[str, Any], where: str) -> None:
+    for field in ("neg_category_ids", "not_exhaustive_category_ids"):
+        if not isinstance(image.get(field), list):
+            raise AnnotationFormatError(
+                f"{where}: image {image['id']} has no list `{field}`; LVIS evaluation needs to "
+                "know which categories were looked for in each image"
+            )
+
+
 def _check_annotation(
     annotation: Mapping[str, Any],
     images: Mapping[int, Any],
-    annotations_of: Mapping[int, Any],
+    categories: Mapping[int, Any],
     where: str,
 ) -> None:
     missing = [field for field in _ANNOTATION_FIELDS if field not in annotation]
@@ -162,7 +241,7 @@ def _check_annotation(
         raise AnnotationFormatError(
             f"{where}: annotation {annotation.get('id')} has no {', '.join(missing)}"
         )
-    for field, known in (("image_id", images), ("category_id", annotations_of)):
+    for field, known in (("image_id", images), ("category_id", categories)):
         if annotation[field] not in known:
             raise AnnotationFormatError(
                 f"{where}: annotation {annotation.get('id')} has {field} {annotation[field]!r}, "

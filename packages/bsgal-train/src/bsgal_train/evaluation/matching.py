@@ -1,169 +1,133 @@
-"""Compute precision and recall, one category after another, with faster-coco-eval.
+"""Match predictions with objects as LVIS does, all images and thresholds at once.
 
-A category's precision does not depend on other categories, so only one category's overlaps are in
-memory at a time.
+In one image and category, predictions take turns, highest score first: each takes the free object
+that it overlaps most. LVIS repeats this for ten IoU thresholds and four ranges of area. Turns
+depend on each other only within an image and a category, so the first turns of all of them are one
+computation on arrays, for all thresholds and ranges; then the second turns, and so on. Predictions
+that overlap nothing by half have no turn.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
-from collections.abc import Sequence
+import itertools
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
-from faster_coco_eval.core import mask as coco_mask
-from faster_coco_eval.core.coco import COCO
-from faster_coco_eval.core.faster_eval_api import COCOeval_faster
-from numpy.typing import NDArray
+import numpy.typing as npt
 
-from bsgal_train.evaluation.columns import PredictionColumns
-from bsgal_train.evaluation.ground_truth import EvaluatedCategory, GroundTruth
+from bsgal_train.evaluation.overlaps import Candidates
+from bsgal_train.evaluation.runs import run_bounds
 
-__all__ = ["AREA_LABELS", "IOU_THRESHOLDS", "IouType", "PrecisionRecall", "precision_recall"]
+__all__ = [
+    "AREA_LABELS",
+    "IGNORED",
+    "IOU_THRESHOLDS",
+    "TRUE",
+    "UNMATCHED",
+    "Matches",
+    "is_in_range",
+    "match",
+]
 
-IouType = Literal["bbox", "segm"]
+IOU_THRESHOLDS: npt.NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 
-IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 AREA_LABELS = ("all", "small", "medium", "large")
-_N_RECALL_THRESHOLDS = 101
+# Square pixels, both ends included.
+_AREA_RANGES = np.array([[0, 1e5**2], [0, 32**2], [32**2, 96**2], [96**2, 1e5**2]])
 
-_logger = logging.getLogger(__name__)
+UNMATCHED, TRUE, IGNORED = range(3)
+"""What became of a prediction: found nothing, found an object of the range of areas, found another
+object, for which it is neither praised nor blamed."""
 
-
-@dataclass(frozen=True, slots=True)
-class PrecisionRecall:
-    """Precision and recall of one category; -1 where no object of an area range exists."""
-
-    precision: NDArray[np.float64]
-    """Shape (IoU thresholds, recall thresholds, area ranges): T, R, A."""
-    recall: NDArray[np.float64]
-    """Shape (IoU thresholds, area ranges): T, A."""
+# So many turns are computed together: what they take fits into a processor's cache.
+_TURNS_TOGETHER = 4096
 
 
-_UNDEFINED = PrecisionRecall(
-    precision=np.full((len(IOU_THRESHOLDS), _N_RECALL_THRESHOLDS, len(AREA_LABELS)), -1.0),
-    recall=np.full((len(IOU_THRESHOLDS), len(AREA_LABELS)), -1.0),
-)
+@dataclass(frozen=True, eq=False, slots=True)
+class Matches:
+    """What became of the M predictions that overlap an object by enough.
+
+    Attributes:
+        prediction: int64 (M,), ascending rows of the predictions.
+        outcome: uint8 (M, thresholds, ranges): UNMATCHED, TRUE or IGNORED.
+    """
+
+    prediction: npt.NDArray[np.int64]
+    outcome: npt.NDArray[np.uint8]
 
 
-def precision_recall(
-    truth: GroundTruth,
-    category: EvaluatedCategory,
-    predictions: PredictionColumns,
-    iou_type: IouType,
-) -> PrecisionRecall:
-    """Match a category's predictions with its objects.
+def is_in_range(area: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+    """Say for areas (N,) in which ranges they are, shape (N, ranges)."""
+    inside: npt.NDArray[np.bool_] = (area[:, None] >= _AREA_RANGES[:, 0]) & (
+        area[:, None] <= _AREA_RANGES[:, 1]
+    )
+    return inside
+
+
+def match(
+    candidates: Candidates,
+    object_pair: npt.NDArray[np.int64],
+    object_area: npt.NDArray[np.float64],
+) -> Matches:
+    """Match.
 
     Args:
-        truth: The annotation file.
-        category: One of its categories.
-        predictions: Those of this category in images where it was looked for, all of which count.
-        iou_type: Whether boxes or masks are compared.
+        candidates: Overlapping predictions and objects; in one image and category, predictions
+            with a lower row take their turn earlier.
+        object_pair: Image and category of each object that candidates name.
+        object_area: Its area.
     """
-    if not category.annotations:
-        return _UNDEFINED
-    image_ids = {item["image_id"] for item in category.annotations}
-    image_ids.update(predictions.image_id.tolist())
-    images = [truth.images[image_id] for image_id in sorted(image_ids)]
-    evaluator = COCOeval_faster(
-        _index(images, category, _copies_of_annotations(category.annotations)),
-        _index(images, category, _detections(category, predictions, iou_type)),
-        iouType=iou_type,
-        lvis_style=True,
-        print_function=_logger.debug,
-    )
-    # A pool of threads for each category would cost more than the overlaps of most.
-    evaluator.rle_iou_max_workers = 1
-    # All predictions count here; the protocol has set its limit before.
-    evaluator.params.maxDets = [max(1, len(predictions))]
-    evaluator.evaluate()
-    evaluator.accumulate()
-    # The axes of length one are the only category and the only limit on detections.
-    precision = np.asarray(evaluator.eval["precision"], dtype=np.float64)[:, :, 0, :, 0]
-    recall = np.asarray(evaluator.eval["recall"], dtype=np.float64)[:, 0, :, 0]
-    return PrecisionRecall(precision, recall)
-
-
-@functools.cache
-def _empty_mask(height: int, width: int) -> dict[str, Any]:
-    mask: dict[str, Any] = coco_mask.encode(np.zeros((height, width), dtype=np.uint8, order="F"))
-    return mask
-
-
-def _index(
-    images: Sequence[Any], category: EvaluatedCategory, annotations: list[dict[str, Any]]
-) -> COCO:
-    index = COCO()
-    index.dataset = {
-        "images": list(images),
-        # The evaluator insists on a frequency; it does not change a single category's numbers.
-        "categories": [{"id": category.category_id, "frequency": "f"}],
-        "annotations": annotations,
-    }
-    index.createIndex()
-    return index
-
-
-def _copies_of_annotations(annotations: Sequence[Any]) -> list[dict[str, Any]]:
-    """Copy what matching needs, as the evaluator writes into what it is given."""
-    fields = ("image_id", "category_id", "bbox", "area", "segmentation")
-    # Ids are counted from 1, because an object with the id 0 would count as not matched.
-    return [
-        {"id": number, "iscrowd": 0, **{field: annotation[field] for field in fields}}
-        for number, annotation in enumerate(annotations, start=1)
-    ]
-
-
-def _detections(
-    category: EvaluatedCategory, predictions: PredictionColumns, iou_type: IouType
-) -> list[dict[str, Any]]:
-    """List the predictions that have an area, as faster-coco-eval reads them.
-
-    LVIS's own evaluation leaves out empty boxes and masks too, instead of counting them as wrong.
-    """
-    # The area, by which sizes are told apart, is that of what is compared.
-    if iou_type == "bbox":
-        assert predictions.bbox_xywh is not None, "collected for this IoU type"
-        field, regions = "bbox", predictions.bbox_xywh.tolist()
-        areas = (predictions.bbox_xywh[:, 2] * predictions.bbox_xywh[:, 3]).tolist()
-    else:
-        assert predictions.mask_hw is not None, "collected for this IoU type"
-        assert predictions.mask_counts is not None
-        field = "segmentation"
-        regions = [
-            {"size": size, "counts": counts}
-            for size, counts in zip(
-                predictions.mask_hw.tolist(), predictions.mask_counts, strict=True
-            )
-        ]
-        areas = np.asarray(coco_mask.area(regions), dtype=np.float64).tolist() if regions else []
-        # Where nothing is to be found, a mask is compared with nothing: decoding it would take
-        # most of the time.
-        images = {annotation["image_id"] for annotation in category.annotations}
-        is_compared = np.isin(predictions.image_id, list(images))
-        for position in np.flatnonzero(~is_compared).tolist():
-            regions[position] = _empty_mask(*regions[position]["size"])
-    return [
-        {
-            "id": number,
-            "iscrowd": 0,
-            "image_id": image_id,
-            "category_id": category.category_id,
-            "score": score,
-            "area": area,
-            field: region,
-        }
-        for number, (image_id, score, area, region) in enumerate(
-            zip(
-                predictions.image_id.tolist(),
-                predictions.score.tolist(),
-                areas,
-                regions,
-                strict=True,
-            ),
-            start=1,
+    n_thresholds, n_ranges = len(IOU_THRESHOLDS), len(AREA_LABELS)
+    if not len(candidates.prediction):
+        none = np.zeros((0, n_thresholds, n_ranges), dtype=np.uint8)
+        return Matches(prediction=candidates.prediction, outcome=none)
+    found, first = np.unique(candidates.prediction, return_index=True)
+    turn = _turns(object_pair[candidates.object[first]])
+    outcome = np.zeros((len(found), n_thresholds, n_ranges), dtype=np.uint8)
+    objects, candidate_object = np.unique(candidates.object, return_inverse=True)
+    is_counted = is_in_range(object_area[objects])
+    is_taken = np.zeros((len(objects), n_thresholds, n_ranges), dtype=np.bool_)
+    # By turn, then by prediction; of one prediction the largest overlap last, and of equal
+    # overlaps the later object, which is the one that LVIS takes.
+    turn_of = np.repeat(turn, np.diff(first, append=len(candidates.prediction)))
+    order = np.lexsort((candidate_object, candidates.iou, candidates.prediction, turn_of))
+    candidate_object, iou = candidate_object[order], candidates.iou[order]
+    starts = run_bounds(candidates.prediction[order])
+    by_turn = np.argsort(turn, kind="stable")
+    for begin, end in _blocks(turn[by_turn]):
+        block = slice(starts[begin], starts[end])
+        own = candidate_object[block]
+        is_free = (iou[block, None] >= IOU_THRESHOLDS)[:, :, None] & ~is_taken[own]
+        # Objects outside the range of areas are taken only if no other is left.
+        rank = np.arange(1, len(own) + 1, dtype=np.int32)
+        preference = rank[:, None] + np.where(is_counted[own], np.int32(len(own)), np.int32(0))
+        best = np.maximum.reduceat(
+            is_free * preference[:, None, :], starts[begin:end] - starts[begin], axis=0
         )
-        if area > 0
+        prediction, threshold, area_range = np.nonzero(best)
+        chosen = best[prediction, threshold, area_range] - 1
+        is_true = chosen >= len(own)
+        is_taken[own[chosen % len(own)], threshold, area_range] = True
+        outcome[by_turn[begin + prediction], threshold, area_range] = np.where(
+            is_true, TRUE, IGNORED
+        )
+    return Matches(prediction=found, outcome=outcome)
+
+
+def _turns(pair: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Count for each prediction how many before it have the same pair."""
+    order = np.argsort(pair, kind="stable")
+    bounds = run_bounds(pair[order])
+    turn = np.empty(len(order), dtype=np.int64)
+    turn[order] = np.arange(len(order)) - np.repeat(bounds[:-1], np.diff(bounds))
+    return turn
+
+
+def _blocks(turn: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Split ascending turns where they change, and into parts of bounded length."""
+    bounds = run_bounds(turn).tolist()
+    return [
+        (begin, min(begin + _TURNS_TOGETHER, stop))
+        for start, stop in itertools.pairwise(bounds)
+        for begin in range(start, stop, _TURNS_TOGETHER)
     ]

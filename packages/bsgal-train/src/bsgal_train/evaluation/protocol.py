@@ -11,6 +11,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from bsgal_train.evaluation.runs import run_bounds
+
 __all__ = ["FIXED_AP", "LVIS", "Protocol"]
 
 
@@ -50,9 +52,8 @@ class Protocol:
         """
         group = image_id if self.per == "image" else category_id
         order = np.lexsort((-score, group))
-        starts = np.flatnonzero(np.diff(group[order], prepend=np.nan) != 0)
-        lengths = np.diff(starts, append=len(order))
-        rank = np.arange(len(order)) - np.repeat(starts, lengths)
+        bounds = run_bounds(group[order])
+        rank = np.arange(len(order)) - np.repeat(bounds[:-1], np.diff(bounds))
         kept = np.zeros(len(order), dtype=np.bool_)
         kept[order[rank < self.max_detections]] = True
         return kept

@@ -21,9 +21,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from bsgal_train.evaluation.columns import Prediction, PredictionColumns
+from bsgal_train.evaluation.ground_truth import contains
+from bsgal_train.evaluation.runs import run_bounds
 
 __all__ = ["SCHEMA", "PredictionShards", "PredictionWriter"]
 
@@ -32,6 +35,9 @@ SCHEMA = "bsgal.predictions/1"
 N_BUCKETS = 32
 
 _ROWS_IN_MEMORY = 65_536
+
+# Predictions whose scores are sorted together to find those over the limit.
+_ROWS_SORTED = 2_000_000
 
 _COLUMNS = pa.schema(
     [
@@ -176,62 +182,58 @@ class PredictionShards:
             )
         self._shards = shards
         self.n_buckets: int = metas[0]["n_buckets"]
-        self.n_predictions: int = sum(meta["n_predictions"] for meta in metas)
+        self._n_predictions: list[int] = [meta["n_predictions"] for meta in metas]
+        self.n_predictions = sum(self._n_predictions)
         self._check_images()
 
     def __len__(self) -> int:
         """Count the predictions."""
         return self.n_predictions
 
-    def heads(self) -> tuple[list[npt.NDArray[np.int64]], PredictionColumns]:
-        """Read ids and scores of everything, in the order in which they were predicted.
+    def over_limit(self, per_image: int) -> npt.NDArray[np.int64]:
+        """Find the predictions that leave more than so many with higher scores in their image.
+
+        Of equal scores the earlier is the higher. Ids and scores are read of a bounded number of
+        images at a time, and of none if no image has so many.
 
         Returns:
-            For each bucket the positions (among all) of its predictions; and the columns of all,
-            without boxes and masks.
+            Their positions, ascending.
         """
-        fields = ["sequence", "image_id", "category_id", "score"]
-        parts, process, bucket = [], [], []
-        for number in range(self.n_buckets):
-            for index, table in self._tables(number, fields):
-                parts.append([table[field].to_numpy() for field in fields])
-                process.append(np.full(len(table), index))
-                bucket.append(np.full(len(table), number))
-        if not parts:
-            none = np.zeros(0, dtype=np.int64)
-            empty = PredictionColumns(none, none, none.astype(np.float64), None, None, None)
-            return [none] * self.n_buckets, empty
-        sequence, image_id, category_id, score = map(np.concatenate, zip(*parts, strict=True))
-        order = np.lexsort((sequence, np.concatenate(process)))
-        position = np.empty(len(order), dtype=np.int64)
-        position[order] = np.arange(len(order))
-        buckets = np.concatenate(bucket)
-        columns = PredictionColumns(
-            image_id[order], category_id[order], score[order], None, None, None
-        )
-        return [position[buckets == number] for number in range(self.n_buckets)], columns
+        found = [np.zeros(0, dtype=np.int64)]
+        for image_ids in self._crowded(per_image):
+            parts = []
+            for number in range(self.n_buckets):
+                heads = self._read(number, ["image_id", "score"])
+                rows = np.flatnonzero(contains(image_ids, heads["image_id"]))
+                parts.append([heads[name][rows] for name in ("image_id", "score", "position")])
+            image_id, score, position = map(np.concatenate, zip(*parts, strict=True))
+            order = np.lexsort((position, -score, image_id))
+            bounds = run_bounds(image_id[order])
+            rank = np.arange(len(order)) - np.repeat(bounds[:-1], np.diff(bounds))
+            found.append(position[order[rank >= per_image]])
+        return np.sort(np.concatenate(found))
 
     def bucket(self, number: int, iou_types: Sequence[str]) -> PredictionColumns:
-        """Read the predictions of a bucket, in the order of `heads`' positions."""
+        """Read the predictions of a bucket, in the order in which they were made."""
         fields = ["image_id", "category_id", "score"]
         if "bbox" in iou_types:
             fields += ["x", "y", "width", "height"]
         if "segm" in iou_types:
             fields += ["mask_height", "mask_width", "mask_counts"]
-        tables = [table for _, table in self._tables(number, fields)]
-        table = pa.concat_tables(tables) if tables else _COLUMNS.empty_table()
+        columns = self._read(number, fields)
 
         def stacked(*names: str) -> Any:
-            return np.stack([table[name].to_numpy() for name in names], axis=1)
+            return np.stack([columns[name] for name in names], axis=1)
 
         has_masks = "segm" in iou_types
         return PredictionColumns(
-            image_id=table["image_id"].to_numpy(),
-            category_id=table["category_id"].to_numpy(),
-            score=table["score"].to_numpy(),
+            position=columns["position"],
+            image_id=columns["image_id"],
+            category_id=columns["category_id"],
+            score=columns["score"],
             bbox_xywh=stacked("x", "y", "width", "height") if "bbox" in iou_types else None,
             mask_hw=stacked("mask_height", "mask_width").astype(np.int64) if has_masks else None,
-            mask_counts=table["mask_counts"].to_pylist() if has_masks else None,
+            mask_counts=columns["mask_counts"] if has_masks else None,
         )
 
     def predictions(self) -> Iterator[dict[str, Any]]:
@@ -240,14 +242,13 @@ class PredictionShards:
             columns = self.bucket(number, ("bbox", "segm"))
             assert columns.bbox_xywh is not None
             assert columns.mask_hw is not None
-            assert columns.mask_counts is not None
             for image_id, category_id, score, box, size, counts in zip(
                 columns.image_id.tolist(),
                 columns.category_id.tolist(),
                 columns.score.tolist(),
                 columns.bbox_xywh.tolist(),
                 columns.mask_hw.tolist(),
-                columns.mask_counts,
+                columns.mask_counts.to_pylist(),
                 strict=True,
             ):
                 yield {
@@ -255,14 +256,48 @@ class PredictionShards:
                     "category_id": category_id,
                     "score": score,
                     "bbox": box,
-                    "segmentation": {"size": size, "counts": counts},
+                    "segmentation": {"size": size, "counts": counts.decode("ascii")},
                 }
 
-    def _tables(self, bucket: int, fields: list[str]) -> Iterator[tuple[int, pa.Table]]:
-        for index, shard in enumerate(self._shards):
+    def _read(self, bucket: int, fields: Sequence[str]) -> dict[str, Any]:
+        """Read columns of a bucket, and the positions of its predictions among all.
+
+        Columns are arrays of NumPy; that of the masks is one of Arrow, of binary values.
+        """
+        tables, first = [], 0
+        for shard, n_predictions in zip(self._shards, self._n_predictions, strict=True):
             path = shard / f"bucket-{bucket:03d}.parquet"
             if path.is_file():
-                yield index, pq.read_table(path, columns=fields)
+                table = pq.read_table(path, columns=["sequence", *fields])
+                position = pc.add(table["sequence"], first)
+                tables.append(table.append_column("position", position))
+            first += n_predictions
+        if not tables:
+            empty = _COLUMNS.empty_table()
+            tables = [empty.append_column("position", empty["sequence"])]
+        table = pa.concat_tables(tables)
+        return {
+            name: table[name].cast(pa.large_binary()).combine_chunks()
+            if name == "mask_counts"
+            else table[name].to_numpy()
+            for name in ("position", *fields)
+        }
+
+    def _crowded(self, limit: int) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield the ids of images with more predictions than a limit, ascending, in blocks."""
+        ids = [np.zeros(0, dtype=np.int64)]
+        counts = [np.zeros(0, dtype=np.int64)]
+        for number in range(self.n_buckets):
+            own = np.unique(self._read(number, ["image_id"])["image_id"], return_counts=True)
+            ids.append(own[0])
+            counts.append(own[1])
+        image_ids, inverse = np.unique(np.concatenate(ids), return_inverse=True)
+        n_predictions = np.zeros(len(image_ids), dtype=np.int64)
+        np.add.at(n_predictions, inverse, np.concatenate(counts))
+        crowded = n_predictions > limit
+        image_ids, block = image_ids[crowded], np.cumsum(n_predictions[crowded]) // _ROWS_SORTED
+        for number in np.unique(block).tolist():
+            yield image_ids[block == number]
 
     def _check_images(self) -> None:
         if len(self._shards) == 1:
