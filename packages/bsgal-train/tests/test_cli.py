@@ -103,7 +103,7 @@ def test_bad_usage_exits_with_two() -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *("train", "eval", "check-data", "data", "report", "compare", "doctor"),
+        *("train", "eval", "check-data", "data", "report", "replay", "compare", "doctor"),
         *("setup-detectron2", "demo"),
     ],
 )

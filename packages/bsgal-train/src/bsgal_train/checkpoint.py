@@ -89,9 +89,15 @@ class CheckpointFolder:
             shutil.rmtree(old)
         return target
 
-    def load_newest(self) -> TrainingState | None:
-        """Return the newest state that can be read, or None; damaged ones are named in the log."""
+    def load_newest(self, before: int | None = None) -> TrainingState | None:
+        """Return the newest state that can be read, or None; damaged ones are named in the log.
+
+        Args:
+            before: only states after fewer steps than this.
+        """
         for path in self._newest_first():
+            if before is not None and path >= self.path(before):
+                continue
             try:
                 return _load(path)
             except _DAMAGED as error:

@@ -105,6 +105,22 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--out", type=Path, help="the page (default: report.html in the folder)")
     report.set_defaults(command=_report)
 
+    again = commands.add_parser(
+        "replay", help="take one step of a run again: is it the same, and where does it break"
+    )
+    again.add_argument("run", type=Path, help="output folder of a run")
+    again.add_argument("--step", type=int, help="its number (default: the last that diverged)")
+    again.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PART.KEY=PATH",
+        help="where the run's data or pool is now; may be given many times",
+    )
+    _add_threads_option(again)
+    again.add_argument("--json", action="store_true", help="print it as JSON")
+    again.set_defaults(command=_replay)
+
     compare = commands.add_parser("compare", help="what differs between two runs, and results")
     compare.add_argument("run_a", type=Path, help="output folder of a run")
     compare.add_argument("run_b", type=Path, help="output folder of another one")
@@ -146,6 +162,10 @@ def _add_recipe_options(parser: argparse.ArgumentParser, default: str) -> None:
         metavar="PART.KEY=VALUE",
         help="override one setting of the recipe; may be given many times",
     )
+    _add_threads_option(parser)
+
+
+def _add_threads_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", type=int, default=0, help="threads of torch (default: torch's own choice)"
     )
@@ -248,6 +268,20 @@ def _report(options: argparse.Namespace) -> None:
     from bsgal_train.report import run_report, write_page
 
     print(write_page(run_report(options.run), options.out or options.run / "report.html"))
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from bsgal_train.divergence import fit_for_json
+    from bsgal_train.replay import replay
+
+    _use_threads(options.threads)
+    line = _ProgressLine("steps on the way")
+    found = replay(options.run, options.step, locations=options.set, progress=line)
+    if options.json:
+        print(json.dumps(fit_for_json(dataclasses.asdict(found)), indent=2))
+    else:
+        print(found)
+    return int(bool(found.differences))
 
 
 def _compare(options: argparse.Namespace) -> None:

@@ -19,7 +19,14 @@ from bsgal_train.training_steps import DivergedError, step_seed
 if TYPE_CHECKING:
     from bsgal_train.data import TrainingSample
 
-__all__ = ["SCHEMA", "Divergence", "SampleContents", "read_divergences", "save_divergence"]
+__all__ = [
+    "SCHEMA",
+    "Divergence",
+    "SampleContents",
+    "fit_for_json",
+    "read_divergences",
+    "save_divergence",
+]
 
 SCHEMA = "bsgal.nonfinite/1"
 _FOLDER = "nonfinite"
@@ -109,7 +116,7 @@ def save_divergence(
     path = folder / _FOLDER / f"step-{step:08d}-process-{found.process}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    content = _strict({"schema": SCHEMA, **asdict(found)})
+    content = fit_for_json({"schema": SCHEMA, **asdict(found)})
     temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
     return path
@@ -143,14 +150,14 @@ def _read(path: Path) -> Divergence:
         raise ValueError(f"{path} is no record of a step: {error}") from error
 
 
-def _strict(value: Any) -> Any:
-    """Write numbers that JSON does not have as text."""
+def fit_for_json(value: Any) -> Any:
+    """Return a nested value with the numbers that JSON does not have, such as nan, as text."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, Mapping):
-        return {key: _strict(one) for key, one in value.items()}
+        return {key: fit_for_json(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(one) for one in value]
+        return [fit_for_json(one) for one in value]
     return value
 
 

@@ -28,20 +28,13 @@ from bsgal_train.evaluation import LvisResult
 from bsgal_train.metrics import read_metrics
 from bsgal_train.provenance import describe_inputs, save_provenance
 from bsgal_train.recipe import Recipe
+from bsgal_train.same_run import differing_settings
 from bsgal_train.trainer import Progress, Trainer
 from bsgal_train.validation import validate
 
 __all__ = ["RunResult", "evaluate", "train"]
 
 logger = logging.getLogger(__name__)
-
-# Settings that may differ between the starts of one run: they change no number.
-_FREE_SETTINGS = (
-    "data.n_workers",
-    "schedule.log_every",
-    "checkpoint.every",
-    "checkpoint.keep",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -178,25 +171,14 @@ def _check_or_save_recipe(folder: Path, recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "recipe.json"
     if path.is_file():
-        earlier, now = (_deciding(one) for one in (Recipe.load(path), recipe))
-        differing = sorted(key for key in now if now[key] != earlier[key])
+        differing = differing_settings(Recipe.load(path), recipe)
         if differing:
             raise ValueError(
                 f"{folder} holds a run with other settings: "
-                + ", ".join(f"{key}={earlier[key]!r} (now {now[key]!r})" for key in differing)
+                + ", ".join(f"{key}={a!r} (now {b!r})" for key, (a, b) in differing.items())
                 + "; choose another output folder, or delete this one"
             )
     recipe.save(path)
-
-
-def _deciding(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that change results, by dotted key."""
-    return {
-        f"{part}.{name}": value
-        for part, named in recipe.to_dict().items()
-        for name, value in named.items()
-        if f"{part}.{name}" not in _FREE_SETTINGS
-    }
 
 
 def _finish(

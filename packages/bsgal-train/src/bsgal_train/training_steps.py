@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bsgal_score.errors import NonFiniteGradientError
 from bsgal_train import processes
 from bsgal_train.checkpoint import TrainingState, check_same_model
 from bsgal_train.decision_log import Decision
@@ -124,11 +125,16 @@ class TrainingSteps:
 
         for first in range(0, len(samples), size):
             part = samples[first : first + size]
-            try:
-                selected = self._selection(self._detector, part, number, seed)
-            except FloatingPointError as error:
-                # detectron2 looks at its proposals before there is a loss.
-                raise diverged(part, str(error)) from error
+            with _latest_losses(self._detector) as latest:
+                try:
+                    selected = self._selection(self._detector, part, number, seed)
+                except (FloatingPointError, NonFiniteGradientError) as error:
+                    # detectron2 looks at its proposals before there is a loss, the gradient cache
+                    # at what it is given before the step sees the loss.
+                    _add(losses, latest, n_parts)
+                    bad = _not_finite(losses)
+                    what = f"not finite: {bad}" if bad else str(error).rstrip(".")
+                    raise diverged(part, what) from error
             total = torch.stack(list(selected.losses.values())).sum()
             _add(losses, {"loss": total, **selected.losses}, n_parts)
             _merge(statistics, selected.statistics)
@@ -180,6 +186,24 @@ class TrainingSteps:
     def _stateful(self) -> dict[str, Any]:
         """Return what a step depends on beside the detector, by its name in checkpoints."""
         return {"optimizer": self._optimizer, "update": self._update, "selection": self._selection}
+
+
+@contextmanager
+def _latest_losses(detector: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Fill a mapping with the losses of the detector's latest pass inside the block."""
+    latest: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        # Without their graph, which may have to go before the next pass.
+        latest.clear()
+        if isinstance(output, dict):
+            latest.update({name: value.detach() for name, value in output.items()})
+
+    handle = detector.register_forward_hook(note)
+    try:
+        yield latest
+    finally:
+        handle.remove()
 
 
 # Statistics that count something in every part of a step; of the others, the last part's hold.
