@@ -4,10 +4,18 @@ from importlib.metadata import version
 
 from . import errors, ops
 from ._cache import GradientCache
+from ._class_rows import ClassRowScorer
 from ._distributed import joint_contribution, joint_sketched_contribution
 from ._ghost import IGNORED, REFERENCE, GhostScorer, UnitScores
 from ._loss_difference import loss_difference
-from ._policies import FixedThreshold, LinearSchedule, PerGroup, Policy, QuantileThreshold
+from ._policies import (
+    FixedThreshold,
+    LinearSchedule,
+    PerGroup,
+    Policy,
+    QuantileThreshold,
+    ReferenceQuantile,
+)
 from ._sketch import CountSketch, SketchStore
 from ._step_model import StepModel
 from ._verdict import Decision, Verdict
@@ -15,6 +23,7 @@ from ._verdict import Decision, Verdict
 __all__ = [
     "IGNORED",
     "REFERENCE",
+    "ClassRowScorer",
     "CountSketch",
     "Decision",
     "FixedThreshold",
@@ -24,6 +33,7 @@ __all__ = [
     "PerGroup",
     "Policy",
     "QuantileThreshold",
+    "ReferenceQuantile",
     "SketchStore",
     "StepModel",
     "UnitScores",

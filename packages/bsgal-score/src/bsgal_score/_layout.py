@@ -35,6 +35,6 @@ def flat(tensor: Tensor) -> Tensor:
 
 def flat_like(tensor: Tensor, like: Tensor) -> Tensor:
     """View `tensor` as one axis in the memory order of the dense tensor `like`; copy if need be."""
-    if _strides(tensor) != _strides(like):
+    if tensor.stride() != like.stride() and _strides(tensor) != _strides(like):
         tensor = torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
     return flat(tensor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from ._verdict import Decision, Verdict
@@ -167,15 +167,16 @@ class QuantileThreshold:
             ends = (kept_share,)
         if not all(0.0 <= share <= 1.0 for share in ends):
             raise ValueError(f"`kept_share` must lie in [0, 1], got {' to '.join(map(str, ends))}")
-        if window < 1:
-            raise ValueError(f"`window` must be at least 1, got {window}")
         if not math.isfinite(initial_threshold):
             raise ValueError(f"`initial_threshold` must be finite, got {initial_threshold}")
         self._kept_share = kept_share
-        self.window = int(window)
         self.initial_threshold = float(initial_threshold)
-        self._recent: deque[float] = deque()
-        self._sorted: list[float] = []
+        self._recent = _Window(window)
+
+    @property
+    def window(self) -> int:
+        """Number of contributions remembered."""
+        return self._recent.size
 
     @property
     def kept_share(self) -> float:
@@ -187,19 +188,13 @@ class QuantileThreshold:
     @property
     def threshold(self) -> float:
         """What the next contribution will be compared with."""
-        if not self._sorted:
-            return self.initial_threshold
-        position = (1.0 - self.kept_share) * (len(self._sorted) - 1)
-        below = math.floor(position)
-        above = min(below + 1, len(self._sorted) - 1)
-        low, high = self._sorted[below], self._sorted[above]
-        return low + (high - low) * (position - below)
+        return self._recent.quantile(1.0 - self.kept_share, self.initial_threshold)
 
     def decide(self, contribution: float | None) -> Decision:
         """Judge one unit, then remember its contribution; None means that there is no evidence."""
         decision = judge(contribution, self.threshold)
         if contribution is not None and decision.verdict is not Verdict.NONFINITE:
-            self._remember(float(contribution))
+            self._recent.add(float(contribution))
         return decision
 
     def step(self) -> None:
@@ -215,7 +210,7 @@ class QuantileThreshold:
             "schedule": share.state_dict() if isinstance(share, LinearSchedule) else None,
             "window": self.window,
             "initial_threshold": self.initial_threshold,
-            "recent": list(self._recent),
+            "recent": self._recent.values(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -230,14 +225,113 @@ class QuantileThreshold:
             if state["schedule"] is None:
                 raise StateMismatchError("the saved policy has no schedule, this one has")
             self._kept_share.load_state_dict(state["schedule"])
-        self._recent = deque(state["recent"])
+        self._recent = _Window(self.window, state["recent"])
+
+
+class ReferenceQuantile:
+    """Accept a unit that does as well as `kept_share` of real data does.
+
+    The threshold is the (1 - kept_share) quantile of the last `window` contributions of reference
+    units, which `observe` takes: it sets the share of good units that is lost, whatever the share
+    of bad ones. What is judged does not move it.
+
+    Args:
+        kept_share: Share of real units that would be accepted, in [0, 1].
+        window: Number of reference contributions remembered, at least 1.
+        initial_threshold: Threshold until there is a reference contribution.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> policy = ReferenceQuantile(0.75)
+        >>> policy.observe([0.1, 0.5, 0.6, 0.7, 0.9])
+        >>> policy.threshold, policy.decide(0.4).verdict.value
+        (0.5, 'reject')
+    """
+
+    def __init__(
+        self, kept_share: float = 0.95, window: int = 1000, *, initial_threshold: float = 0.0
+    ) -> None:
+        if not 0.0 <= kept_share <= 1.0:
+            raise ValueError(f"`kept_share` must lie in [0, 1], got {kept_share}")
+        if not math.isfinite(initial_threshold):
+            raise ValueError(f"`initial_threshold` must be finite, got {initial_threshold}")
+        self.kept_share = float(kept_share)
+        self.initial_threshold = float(initial_threshold)
+        self._recent = _Window(window)
+
+    @property
+    def window(self) -> int:
+        """Number of reference contributions remembered."""
+        return self._recent.size
+
+    @property
+    def threshold(self) -> float:
+        """What the next contribution will be compared with."""
+        return self._recent.quantile(1.0 - self.kept_share, self.initial_threshold)
+
+    def observe(self, contributions: Iterable[float | None]) -> None:
+        """Remember contributions of reference units; those that are None or not finite are not."""
+        for contribution in contributions:
+            if contribution is not None and math.isfinite(contribution):
+                self._recent.add(float(contribution))
+
+    def decide(self, contribution: float | None) -> Decision:
+        """Judge one unit; None means that there is no evidence."""
+        return judge(contribution, self.threshold)
+
+    def step(self) -> None:
+        """Do nothing: no schedule moves this threshold."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the settings and the window, oldest contribution first."""
+        return {
+            "kept_share": self.kept_share,
+            "window": self.window,
+            "initial_threshold": self.initial_threshold,
+            "recent": self._recent.values(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from a saved state.
+
+        Raises:
+            StateMismatchError: If it was saved with other settings.
+        """
+        _check_settings(state, self.state_dict(), ("kept_share", "window", "initial_threshold"))
+        self._recent = _Window(self.window, state["recent"])
+
+
+class _Window:
+    """The last `size` numbers, kept sorted too."""
+
+    def __init__(self, size: int, values: Iterable[float] = ()) -> None:
+        if size < 1:
+            raise ValueError(f"`window` must be at least 1, got {size}")
+        self.size = int(size)
+        self._recent = deque(values)
         self._sorted = sorted(self._recent)
 
-    def _remember(self, contribution: float) -> None:
-        self._recent.append(contribution)
-        insort(self._sorted, contribution)
-        if len(self._recent) > self.window:
+    def add(self, value: float) -> None:
+        self._recent.append(value)
+        insort(self._sorted, value)
+        if len(self._recent) > self.size:
             del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+
+    def quantile(self, share: float, of_none: float) -> float:
+        """Interpolate linearly between neighbours, as `numpy.quantile`."""
+        if not self._sorted:
+            return of_none
+        position = share * (len(self._sorted) - 1)
+        below = math.floor(position)
+        above = min(below + 1, len(self._sorted) - 1)
+        low, high = self._sorted[below], self._sorted[above]
+        return low + (high - low) * (position - below)
+
+    def values(self) -> list[float]:
+        """List the numbers, oldest first."""
+        return list(self._recent)
 
 
 class PerGroup:

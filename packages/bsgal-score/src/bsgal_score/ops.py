@@ -44,8 +44,11 @@ def cache_update_dot(
     """Update the cache in place, c ← decay·c + (1 - decay)·g, and return ⟨c, k⟩, ⟨c, c⟩, ⟨k, k⟩.
 
     All tensors are taken in one pass over memory; the sums are those of the new cache. Equal inputs
-    give equal bits. Extra memory: one block an operand (torch), or 12 bytes per 8192 elements
-    (Triton), plus a copy of any gradient whose strides differ from those of its cache tensor.
+    give equal bits, as long as torch's number of threads stays the same.
+
+    Extra memory on a CPU: next to none for float32 operands; at most two blocks of 2¹⁷ elements a
+    thread to convert narrower ones, and two for `metric`. Triton: 12 bytes per 8192 elements. A
+    gradient whose strides differ from those of its cache tensor is copied.
 
     Args:
         cache: The tensors c, updated in place; dense, float32, bfloat16 or (torch only) float64.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -10,10 +11,11 @@ from torch import Tensor
 from .._layout import flat, flat_like
 from .._types import CacheSums, TensorMetric
 
-# Three fp32 blocks of 2**17 elements are 1.5 MB: they stay in a core's L2 cache of 2 MB between
-# the update and the products. 40 M parameters on 2 cores of a Xeon, 2026-11: 29 ms with 2**16,
-# 24 ms with 2**17, 23 ms with 2**18 (which no longer fits smaller caches). The block size fixes the
-# order of summation, hence the bits.
+# Elements of a block on a CPU, for each of the threads that torch divides a block among: three fp32
+# operands of 2**17 elements are 1.5 MB, so that a core's L2 cache of 2 MB keeps them from the
+# update to the products. 40 M parameters on 2 cores of a Xeon, 2026-11: 38 ms with 2**15, 32 ms
+# with 2**16, 31 ms with 2**17, 32 ms with 2**18. The block fixes the order of summation, hence the
+# bits, for a number of threads.
 _CPU_BLOCK = 1 << 17
 # On a GPU nothing stays in cache between launches: few, large blocks, bounded extra memory.
 _GPU_BLOCK = 1 << 24
@@ -30,113 +32,120 @@ def cache_update_dot_torch(
 ) -> CacheSums:
     """Update `cache` in place and return the three sums; arguments as in the public operation."""
     device = cache[0].device
-    partials: list[tuple[Tensor, Tensor, Tensor]] = []
+    scratch = _Scratch()
+    partials: list[Tensor] = []
     for index, tensor in enumerate(cache):
-        gradient = None if reference is None else reference[index]
-        k = None if candidate is None else candidate[index]
-        rows = None if row_decay is None or reference is None else row_decay[index]
-        partials.extend(
-            _one_tensor(
-                flat(tensor),
-                None if gradient is None else flat_like(gradient, tensor),
-                None if k is None else flat_like(k, tensor),
-                decay=None if reference is None else decay,
-                row_decay=rows,
-                row_length=tensor[0].numel() if rows is not None else 1,
-                metric=None if metric is None else metric[index],
-                second_moment=_flat_second_moment(metric, index, tensor),
-            )
+        found = _one_tensor(
+            tensor,
+            None if reference is None else reference[index],
+            None if candidate is None else candidate[index],
+            decay=None if reference is None else decay,
+            row_decay=None if row_decay is None or reference is None else row_decay[index],
+            metric=None if metric is None else metric[index],
+            scratch=scratch,
         )
-    sums = [
-        torch.stack([partial[i].to(device) for partial in partials]).sum(dtype=torch.float64)
-        for i in range(3)
-    ]
-    return CacheSums(*sums)
-
-
-def _flat_second_moment(
-    metric: Sequence[TensorMetric | None] | None, index: int, tensor: Tensor
-) -> Tensor | None:
-    entry = None if metric is None else metric[index]
-    if entry is None or entry.second_moment is None:
-        return None
-    return flat_like(entry.second_moment, tensor)
+        partials += found if tensor.device == device else [sum_.to(device) for sum_ in found]
+    sums = torch.stack(partials).view(-1, 3)
+    return CacheSums(*sums.sum(dim=0, dtype=torch.float64))
 
 
 def _one_tensor(
-    cache: Tensor,
+    tensor: Tensor,
     gradient: Tensor | None,
     candidate: Tensor | None,
     *,
     decay: float | None,
     row_decay: Tensor | None,
-    row_length: int,
     metric: TensorMetric | None,
-    second_moment: Tensor | None,
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    compute_dtype = torch.float64 if cache.dtype == torch.float64 else torch.float32
-    zero = torch.zeros((), dtype=compute_dtype, device=cache.device)
-    block = _GPU_BLOCK if cache.device.type == "cuda" else _CPU_BLOCK
-    if row_decay is not None:
-        block = max(1, block // row_length) * row_length
-    scratch = _Scratch(compute_dtype, min(block, cache.numel()))
-    partials: list[tuple[Tensor, Tensor, Tensor]] = []
-    for start in range(0, cache.numel(), block):
-        stored = cache[start : start + block]
-        stop = start + stored.numel()
-        c = scratch.widen("cache", stored)
+    scratch: _Scratch,
+) -> list[Tensor]:
+    """Update one tensor; return ⟨c, k⟩, ⟨c, c⟩ and ⟨k, k⟩ of its blocks, one after the other."""
+    row_length = 1 if row_decay is None else tensor[0].numel()
+    block = _GPU_BLOCK if tensor.is_cuda else _CPU_BLOCK * torch.get_num_threads()
+    block = max(1, block // row_length) * row_length
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    partials: list[Tensor] = []
+    for stored, g, k, v, rows in zip(
+        _cut(flat(tensor), block),
+        _blocks(gradient, tensor, block),
+        _blocks(candidate, tensor, block),
+        _blocks(None if metric is None else metric.second_moment, tensor, block),
+        repeat(None) if row_decay is None else _cut(row_decay, block // row_length),
+        strict=False,  # what is missing is missing in every block
+    ):
+        c = scratch.widen("cache", stored, dtype)
         if decay is not None:
             # A missing gradient is one zero, seen at every position.
-            g = (
-                zero.expand_as(c)
-                if gradient is None
-                else scratch.widen("reference", gradient[start:stop])
-            )
-            if row_decay is None:
-                c.lerp_(g, 1 - decay)
+            new = c.new_zeros(()).expand_as(c) if g is None else scratch.widen("g", g, dtype)
+            if rows is None:
+                c.lerp_(new, 1 - decay)
             else:
-                rows = row_decay[start // row_length : stop // row_length, None].to(compute_dtype)
-                c.view(-1, row_length).lerp_(g.reshape(-1, row_length), 1 - rows)
+                old = rows[:, None].to(dtype)
+                c.view(-1, row_length).lerp_(new.reshape(-1, row_length), 1 - old)
             if c is not stored:
                 # What counts is what was stored, rounded.
-                c.copy_(stored.copy_(c))
-        k = None if candidate is None else scratch.widen("candidate", candidate[start:stop])
-        c_weighted, k_weighted = c, k
-        if metric is not None:
-            v = None if second_moment is None else second_moment[start:stop].to(compute_dtype)
-            c_weighted = _weigh(c, metric, v)
-            k_weighted = None if k is None else _weigh(k, metric, v)
-        partials.append(
-            (
-                zero if k is None else torch.dot(c_weighted, k),
-                torch.dot(c_weighted, c),
-                zero if k is None or k_weighted is None else torch.dot(k_weighted, k),
-            )
-        )
+                stored.copy_(c)
+                c.copy_(stored)
+        # By now the reference gradient has done its part, and the candidate can take its place.
+        k = None if k is None else scratch.widen("g", k, dtype)
+        partials += _sums(c, k) if metric is None else _weighted_sums(c, k, metric, v, scratch)
     return partials
 
 
-class _Scratch:
-    """Blocks that hold narrow operands in the dtype of the sums, one after the other.
+def _blocks(operand: Tensor | None, like: Tensor, block: int) -> Iterable[Tensor | None]:
+    """Cut an operand, laid out like another tensor; what is missing is missing in every block."""
+    return repeat(None) if operand is None else _cut(flat_like(operand, like), block)
 
-    Made once: allocating such a block anew for each conversion took half of the time.
+
+def _cut(values: Tensor, length: int) -> Sequence[Tensor]:
+    return torch.split(values, length) if len(values) > length else (values,)
+
+
+def _sums(c: Tensor, k: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    if k is None:
+        zero = c.new_zeros(())
+        return zero, torch.dot(c, c), zero
+    return torch.dot(c, k), torch.dot(c, c), torch.dot(k, k)
+
+
+def _weighted_sums(
+    c: Tensor, k: Tensor | None, metric: TensorMetric, v: Tensor | None, scratch: _Scratch
+) -> tuple[Tensor, Tensor, Tensor]:
+    root = None
+    if v is not None:
+        root = scratch.take("root", c, c.dtype).copy_(v)
+        root.div_(metric.bias_correction).sqrt_().add_(metric.eps)
+
+    def weigh(x: Tensor) -> Tensor:
+        weighted = scratch.take("weighted", x, x.dtype)
+        if root is None:
+            return torch.mul(x, metric.scale, out=weighted)
+        return torch.div(x, root, out=weighted).mul_(metric.scale)
+
+    weighted = weigh(c)
+    zero = c.new_zeros(())
+    dot = zero if k is None else torch.dot(weighted, k)
+    cache_sqnorm = torch.dot(weighted, c)
+    return dot, cache_sqnorm, zero if k is None else torch.dot(weigh(k), k)
+
+
+class _Scratch:
+    """Blocks for intermediate results, one for each role.
+
+    Kept for all tensors: allocating a block anew for each conversion took half of the time.
     """
 
-    def __init__(self, dtype: torch.dtype, block: int) -> None:
-        self._dtype, self._block = dtype, block
-        self._blocks: dict[str, Tensor] = {}
+    def __init__(self) -> None:
+        self._blocks: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
 
-    def widen(self, role: str, values: Tensor) -> Tensor:
-        """Return the values in the dtype of the sums: themselves, or a copy in the role's block."""
-        if values.dtype == self._dtype:
-            return values
-        if role not in self._blocks:
-            self._blocks[role] = torch.empty(self._block, dtype=self._dtype, device=values.device)
-        return self._blocks[role][: values.numel()].copy_(values)
+    def take(self, role: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the role's block, as long as `like`; it holds what it held before."""
+        key = role, dtype, like.device
+        block = self._blocks.get(key)
+        if block is None or len(block) < len(like):
+            block = self._blocks[key] = torch.empty_like(like, dtype=dtype)
+        return block[: len(like)]
 
-
-def _weigh(x: Tensor, metric: TensorMetric, second_moment: Tensor | None) -> Tensor:
-    if second_moment is None:
-        return x * metric.scale
-    root = (second_moment / metric.bias_correction).sqrt_().add_(metric.eps)
-    return torch.div(x, root, out=root).mul_(metric.scale)
+    def widen(self, role: str, values: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the values in the dtype: themselves, or a copy in the role's block."""
+        return values if values.dtype == dtype else self.take(role, values, dtype).copy_(values)

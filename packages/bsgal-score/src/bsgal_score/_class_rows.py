@@ -1,0 +1,269 @@
+"""Score units against real data of their own class, on their own row of the classifier.
+
+A linear classifier z = W a + b has one row of parameters per class. Of a unit's gradient, the part
+on its own class's row is v = Σ_r δ_rc (a_r, 1), with the output gradients δ, the inputs a, the
+unit's rows r and its class c. It says what the class would learn from the unit. Real objects of the
+class say what it should learn, and a cache of their sum takes no more memory than the classifier.
+
+The gradient of the whole loss hides that: every positive example of every class asks for much the
+same of the shared layers, so that two of them agree whatever they show.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from ._distributed import unite
+from .eager.ghost import compute_dtype
+from .errors import NonFiniteGradientError, StateMismatchError
+
+
+class ClassRowScorer:
+    """Record classifiers in a forward pass, then compare units with real ones of their class.
+
+    Where there are several classifiers, as in a cascade, the row of a class is made of its rows in
+    all of them. The cache is kept in float32 beside the first classifier, one row per class; it
+    follows no other change of the classifiers than what their gradients show.
+
+        with scorer:
+            loss = ...
+            cosines = scorer.score(loss, unit_index, unit_classes, is_reference)
+
+    Args:
+        classifiers: Linear layers with one output per class, the same classes in each.
+        decay: Weight of a class's old row when it is updated, in [0, 1). Classes without a
+            reference unit in a step keep their row.
+
+    Raises:
+        ValueError: If the classifiers have different numbers of outputs, or `decay` is out of
+            range.
+    """
+
+    def __init__(self, classifiers: nn.Linear | Sequence[nn.Linear], *, decay: float = 0.9) -> None:
+        chosen = [classifiers] if isinstance(classifiers, nn.Linear) else list(classifiers)
+        outputs = sorted({one.out_features for one in chosen})
+        if len(outputs) != 1:
+            raise ValueError(
+                "`classifiers` must be linear layers with the same number of outputs, got "
+                f"{outputs or 'none'}"
+            )
+        if not 0 <= decay < 1:
+            raise ValueError(f"`decay` must lie in [0, 1), got {decay}")
+        self.decay = float(decay)
+        self.n_classes = outputs[0]
+        self._classifiers = chosen
+        # An input that is always 1 stands for the bias.
+        self._widths = [one.in_features + 1 for one in chosen]
+        self.rows = torch.zeros(self.n_classes, sum(self._widths), device=chosen[0].weight.device)
+        """The cached gradient of each class's row: (n_classes, inputs and biases), float32."""
+        self._calls: list[_Call] = []
+        self._handles: list[torch.utils.hooks.RemovableHandle] = []
+
+    def __enter__(self) -> ClassRowScorer:
+        """Start to record."""
+        self._calls.clear()
+        self._handles = [
+            one.register_forward_hook(self._record_as(number))
+            for number, one in enumerate(self._classifiers)
+        ]
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Stop to record and let go of all activations."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._calls.clear()
+
+    def score(
+        self,
+        loss: Tensor,
+        unit_index: Tensor | Sequence[Tensor],
+        unit_classes: Tensor,
+        is_reference: Tensor,
+        *,
+        group: dist.ProcessGroup | None = None,
+    ) -> list[float | None]:
+        """Compare every unit with its class's cached row, then feed the reference units to it.
+
+        So the score of a reference unit, too, is one against others of its class: it says what to
+        expect of a good unit (see `ReferenceQuantile`). The backward pass ends at the classifiers'
+        outputs, and the graph is kept for the training step.
+
+        Args:
+            loss: Scalar, a sum of terms that each belong to one row. Its scale is of no account.
+            unit_index: int64, unit of each row, negative for rows that are no unit's; one tensor
+                per recorded call in the order of the calls, or one for all.
+            unit_classes: int64 (n_units,), each in [0, n_classes).
+            is_reference: bool (n_units,), units of real data.
+            group: Processes that share the cache; all of them have to call `score`. `n_classes`
+                bytes and the rows of the classes that are present are reduced. None: this process
+                alone.
+
+        Returns:
+            The cosine of each unit's gradient with the cache on its class's row; None without
+            evidence: no row, a zero gradient, or a class that the cache has not seen. NaN where
+            the unit's gradient is not finite.
+
+        Raises:
+            ValueError: If nothing was recorded or an argument does not fit it.
+            NonFiniteGradientError: If a reference unit gives NaN or Inf; the cache is unchanged.
+        """
+        calls = list(self._calls)
+        indices = self._checked_indices(calls, unit_index, unit_classes, is_reference)
+        with torch.autocast(loss.device.type, enabled=False):
+            gradients = torch.autograd.grad(
+                loss, [call.edge for call in calls], retain_graph=True, allow_unused=True
+            )
+        with torch.no_grad():
+            units = self._unit_rows(calls, indices, gradients, unit_classes)
+            classes = unit_classes.to(units.device)
+            real = is_reference.to(units.device)
+            found = self._cosines(units, classes)
+            self._feed(units[real], classes[real], group)
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the cache and its decay."""
+        return {"decay": self.decay, "rows": self.rows.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state.
+
+        Raises:
+            StateMismatchError: If it is of other classifiers or another decay.
+        """
+        saved = tuple(state["rows"].shape)
+        if saved != tuple(self.rows.shape) or state["decay"] != self.decay:
+            raise StateMismatchError(
+                f"the saved state has rows of shape {saved} and decay {state['decay']}, this "
+                f"object has {tuple(self.rows.shape)} and {self.decay}; make it with the saved "
+                "settings"
+            )
+        self.rows.copy_(state["rows"])
+
+    def _record_as(self, number: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if output.requires_grad:
+                edge = get_gradient_edge(output)
+                self._calls.append(_Call(number, args[0].detach(), edge))
+
+        return hook
+
+    def _checked_indices(
+        self,
+        calls: Sequence[_Call],
+        unit_index: Tensor | Sequence[Tensor],
+        unit_classes: Tensor,
+        is_reference: Tensor,
+    ) -> list[Tensor]:
+        if not calls:
+            raise ValueError(
+                "no call was recorded: run the forward pass inside `with scorer:`, with gradients "
+                "enabled, and call `score` before the block ends"
+            )
+        n_units = len(unit_classes)
+        if is_reference.shape != (n_units,) or is_reference.dtype != torch.bool:
+            raise ValueError(
+                f"`is_reference` must be bool of shape ({n_units},), as there are classes; got "
+                f"{is_reference.dtype} of shape {tuple(is_reference.shape)}"
+            )
+        if n_units and not 0 <= int(unit_classes.min()) <= int(unit_classes.max()) < self.n_classes:
+            raise ValueError(f"`unit_classes` must lie in [0, {self.n_classes})")
+        if isinstance(unit_index, Tensor):
+            unit_index = [unit_index] * len(calls)
+        if len(unit_index) != len(calls):
+            raise ValueError(
+                f"`unit_index` lists {len(unit_index)} calls, but {len(calls)} were recorded"
+            )
+        for index, call in zip(unit_index, calls, strict=True):
+            n_rows = len(call.inputs)
+            if call.inputs.dim() != 2 or index.shape != (n_rows,) or index.dtype != torch.int64:
+                raise ValueError(
+                    f"`unit_index` must be int64 with one entry per row of inputs (R, inputs); got "
+                    f"{index.dtype} of shape {tuple(index.shape)} for inputs "
+                    f"{tuple(call.inputs.shape)}"
+                )
+            if n_rows and int(index.max()) >= n_units:
+                raise ValueError(
+                    f"`unit_index` goes up to {int(index.max())}, but there are {n_units} units"
+                )
+        return list(unit_index)
+
+    def _unit_rows(
+        self,
+        calls: Sequence[_Call],
+        indices: Sequence[Tensor],
+        gradients: Sequence[Tensor | None],
+        unit_classes: Tensor,
+    ) -> Tensor:
+        """Return v of every unit, (n_units, inputs and biases of all classifiers), float32."""
+        parts = [
+            torch.zeros(len(unit_classes), width, device=self.rows.device) for width in self._widths
+        ]
+        for call, index, gradient in zip(calls, indices, gradients, strict=True):
+            if gradient is None:
+                continue
+            dtype = compute_dtype(gradient)
+            chosen = (index >= 0).nonzero().flatten().to(gradient.device)
+            units = index.to(gradient.device)[chosen]
+            own = unit_classes.to(units.device)[units]
+            weights = gradient[chosen, own].to(dtype)[:, None]
+            inputs = call.inputs[chosen].to(dtype)
+            products = torch.cat([weights * inputs, weights], dim=1)
+            parts[call.classifier].index_add_(
+                0, units.to(self.rows.device), products.to(parts[call.classifier])
+            )
+        return torch.cat(parts, dim=1)
+
+    def _cosines(self, units: Tensor, classes: Tensor) -> list[float | None]:
+        own = self.rows[classes].double()
+        units = units.double()
+        norms = units.norm(dim=1) * own.norm(dim=1)
+        cosines = (units * own).sum(dim=1) / norms
+        return [
+            None if norm == 0 else cosine if math.isfinite(norm) else math.nan
+            for cosine, norm in zip(cosines.tolist(), norms.tolist(), strict=True)
+        ]
+
+    def _feed(self, units: Tensor, classes: Tensor, group: dist.ProcessGroup | None) -> None:
+        present = torch.unique(classes)
+        if group is not None:
+            present = unite(present, self.n_classes, group)
+        if not len(present):
+            return
+        place = torch.full((self.n_classes,), -1, device=units.device)
+        place[present] = torch.arange(len(present), device=units.device)
+        sums = torch.zeros(len(present), self.rows.shape[1], device=units.device)
+        sums.index_add_(0, place[classes], units)
+        if group is not None:
+            dist.all_reduce(sums, group=group)
+        if not bool(sums.isfinite().all()):
+            bad = present[~sums.isfinite().all(dim=1)].tolist()
+            raise NonFiniteGradientError(
+                f"the reference units of classes {bad[:5]} give NaN or Inf; the cache is unchanged"
+            )
+        self.rows[present] = torch.lerp(sums, self.rows[present], self.decay)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A recorded call: which classifier, its inputs (R, inputs), and where δ is taken."""
+
+    classifier: int
+    inputs: Tensor
+    edge: GradientEdge
