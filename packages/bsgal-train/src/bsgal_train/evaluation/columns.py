@@ -22,6 +22,9 @@ Prediction = Mapping[str, Any]
 
 _FIELD_OF_IOU_TYPE = {"bbox": "bbox", "segm": "segmentation"}
 
+# So many masks become Python objects at a time.
+_MASKS_AT_ONCE = 4096
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class PredictionColumns:
@@ -34,8 +37,9 @@ class PredictionColumns:
         score: float64 (N,).
         bbox_xywh: float64 (N, 4), pixels; None if there are only masks.
         mask_hw: int64 (N, 2), height and width of the masks; None if there are only boxes.
-        mask_counts: COCO run-length counts of each mask, compressed text, as an Arrow array of
-            binary values, which takes no Python object for each; None likewise.
+        mask_counts: COCO run-length counts of each mask, compressed text, as an Arrow array
+            (or several in a row) of binary values, which takes no Python object for each; None
+            likewise.
     """
 
     position: npt.NDArray[np.int64]
@@ -85,14 +89,14 @@ class PredictionColumns:
         own = self if rows is None else self.take(rows)
         assert own.mask_hw is not None, "as before"
         # Few sizes occur; masks share them instead of having a list each.
-        height, width = own.mask_hw.T
         sizes: dict[tuple[int, int], list[int]] = {}
-        for hw, counts in zip(
-            zip(height.tolist(), width.tolist(), strict=True),
-            own.mask_counts.to_pylist(),
-            strict=True,
-        ):
-            yield {"size": sizes.setdefault(hw, list(hw)), "counts": counts}
+        for start in range(0, len(own), _MASKS_AT_ONCE):
+            part = slice(start, start + _MASKS_AT_ONCE)
+            height, width = own.mask_hw[part].T.tolist()
+            for hw, counts in zip(
+                zip(height, width, strict=True), own.mask_counts[part].to_pylist(), strict=True
+            ):
+                yield {"size": sizes.setdefault(hw, list(hw)), "counts": counts}
 
     def take(self, rows: npt.NDArray[np.int64]) -> PredictionColumns:
         """Return some of the predictions, in the given order."""

@@ -57,14 +57,14 @@ class Curves:
             matches: What matched, by rows among the N.
         """
         is_true = matches.outcome == TRUE
-        n_true = np.cumsum(is_true, axis=0)
+        n_true = np.cumsum(is_true, axis=0, dtype=np.int32)
         # How many count up to each prediction that may match: as if nothing matched, and then what
         # matching changes. Precision is highest where an object is found, so other places need
         # not be looked at.
         blamed = is_blamed[matches.prediction][:, None, :]
-        change = np.where(matches.outcome == UNMATCHED, 0, is_true.astype(np.int64) - blamed)
-        n_counted = np.cumsum(is_blamed, axis=0)[matches.prediction][:, None, :]
-        n_counted = n_counted + np.cumsum(change, axis=0)
+        change = np.where(matches.outcome == UNMATCHED, 0, is_true.astype(np.int8) - blamed)
+        n_counted = np.cumsum(change, axis=0, dtype=np.int32)
+        n_counted += np.cumsum(is_blamed, axis=0, dtype=np.int32)[matches.prediction][:, None, :]
         row, threshold, area_range = np.nonzero(is_true)
         n_found = n_true[row, threshold, area_range]
         n_most = int(n_objects.max())

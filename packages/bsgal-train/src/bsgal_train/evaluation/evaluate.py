@@ -135,7 +135,10 @@ def _parts_of_shards(
             kept = protocol.kept(columns.image_id, columns.category_id, columns.score)
         else:
             kept = ~contains(over_limit, columns.position)
-        yield int((~kept).sum()), columns.take(_judged(truth, columns, kept))
+        part = columns.take(_judged(truth, columns, kept))
+        # Not held while the part is computed.
+        del columns
+        yield int((~kept).sum()), part
 
 
 def _judged(

@@ -26,8 +26,9 @@ IouType = Literal["bbox", "segm"]
 MIN_OVERLAP = 0.5
 """The lowest IoU at which LVIS matches."""
 
-# Pairs of a prediction and an object that are looked at together; 64 MB for their boxes.
-_PAIRS_IN_MEMORY = 1_000_000
+# Pairs of a prediction and an object that are looked at together, if more than one prediction has
+# pairs: their masks take half a kB each and more.
+_PAIRS_IN_MEMORY = 65_536
 
 
 @dataclass(frozen=True, eq=False, slots=True)

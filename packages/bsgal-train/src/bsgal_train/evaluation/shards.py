@@ -262,7 +262,7 @@ class PredictionShards:
     def _read(self, bucket: int, fields: Sequence[str]) -> dict[str, Any]:
         """Read columns of a bucket, and the positions of its predictions among all.
 
-        Columns are arrays of NumPy; that of the masks is one of Arrow, of binary values.
+        Columns are arrays of NumPy; that of the masks is Arrow's, of binary values.
         """
         tables, first = [], 0
         for shard, n_predictions in zip(self._shards, self._n_predictions, strict=True):
@@ -277,7 +277,7 @@ class PredictionShards:
             tables = [empty.append_column("position", empty["sequence"])]
         table = pa.concat_tables(tables)
         return {
-            name: table[name].cast(pa.large_binary()).combine_chunks()
+            name: table[name].cast(pa.large_binary())
             if name == "mask_counts"
             else table[name].to_numpy()
             for name in ("position", *fields)
