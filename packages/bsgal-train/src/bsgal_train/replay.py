@@ -82,7 +82,8 @@ class Replay:
             yield from (f"  {one}" for one in self.differences)
         else:
             yield "it comes out as recorded, bit for bit"
-        yield f"\n{'loss':<24}{'recorded':>16}{'now':>16}"
+        if self.losses:
+            yield f"\n{'loss':<24}{'recorded':>16}{'now':>16}"
         for name, (then, now) in self.losses.items():
             yield f"{name:<24}{'-' if then is None else f'{then:.9g}':>16}{now:>16.9g}"
         yield ""
@@ -269,8 +270,12 @@ class _Recorded:
         """Say in what a step differs from the one that was recorded."""
         if not self.is_known:
             return
-        if (self.message is None) != (message is None):
-            yield "it diverged then and does not now" if self.message else "it did not diverge then"
+        if message is None and self.message is not None:
+            yield f"it diverged then and does not now: {self.message}"
+        elif self.message is None and message is not None:
+            yield "it diverges now and did not then"
+        elif self.decisions is not None and message != self.message:
+            yield f"it diverged in another way then: {self.message}"
         for name, then in self.losses.items():
             value = now.losses.get(name)
             if value is None:

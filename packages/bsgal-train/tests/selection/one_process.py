@@ -1,7 +1,7 @@
 """One process of a run: judge and differentiate its share of four samples, and save what came out.
 
-Arguments: folder of the tiny data, rank, number of processes, output folder, then JSON with the
-settings of `selection` and the detector's architecture.
+Arguments: folder of the tiny data, rank, number of processes, output folder, then a JSON list of
+cases, each with the settings of `selection` and of the detector. They are run one after the other.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -36,16 +37,21 @@ DETECTOR = DetectorConfig(
 )
 
 
-def main(data: Path, rank: int, n_processes: int, out: Path, settings: str) -> None:
+def main(data: Path, rank: int, n_processes: int, out: Path, cases: str) -> None:
     torch.set_num_threads(1)
     if n_processes > 1:
         meeting = f"file://{out / 'store'}"
         dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=n_processes)
-    chosen = json.loads(settings)
-    architecture = chosen.pop("architecture", "mask_rcnn")
+    found = [run_case(data, rank, n_processes, case) for case in json.loads(cases)]
+    torch.save(found, out / f"{rank}-of-{n_processes}.pt")
+    if n_processes > 1:
+        dist.destroy_process_group()
+
+
+def run_case(data: Path, rank: int, n_processes: int, case: dict[str, Any]) -> dict[str, Any]:
     recipe = Recipe(
-        detector=replace(DETECTOR, architecture=architecture),
-        selection=SelectionConfig(**chosen),
+        detector=replace(DETECTOR, **case["detector"]),
+        selection=SelectionConfig(**case["selection"]),
         paste=PasteConfig(pool="pool"),
     )
     annotations = LvisAnnotations.load(data / "train.json", data)
@@ -57,19 +63,23 @@ def main(data: Path, rank: int, n_processes: int, out: Path, settings: str) -> N
     )
     mapper = TrainingMapper(annotations, CROP, seed=0, copy_paste=paste)
     torch.manual_seed(0)
-    detector = build_detector(recipe.detector, n_classes=3)
+    counts = [category.image_count for category in annotations.categories]
+    detector = build_detector(recipe.detector, 3, counts)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
     reference = ClassMatchedReference(annotations, CROP)
     selection = build_selection(recipe, detector, reference, optimizer)
     share = N_SAMPLES // n_processes
-    decisions = []
+    decisions, gradients = [], []
     for step in range(1, N_STEPS + 1):
         samples = [mapper(i, i) for i in range(rank * share, (rank + 1) * share)]
         selected = selection(detector, samples, step, seed=step)
         optimizer.zero_grad(set_to_none=False)
         torch.autograd.backward(torch.stack(list(selected.losses.values())).sum())
-        gradients = [p.grad for p in detector.parameters() if p.grad is not None]
-        processes.average(gradients)
+        processes.average_gradients(detector.parameters())
+        # Adam's first steps only tell the signs of gradients.
+        gradients.append(
+            {name: p.grad.clone() for name, p in detector.named_parameters() if p.grad is not None}
+        )
         nn.utils.clip_grad_norm_(detector.parameters(), 1.0)
         optimizer.step()
         decisions += [
@@ -77,9 +87,7 @@ def main(data: Path, rank: int, n_processes: int, out: Path, settings: str) -> N
             for row in selected.decisions
         ]
     weights = {name: p.detach() for name, p in detector.named_parameters()}
-    torch.save({"decisions": decisions, "weights": weights}, out / f"{rank}-of-{n_processes}.pt")
-    if n_processes > 1:
-        dist.destroy_process_group()
+    return {"decisions": decisions, "gradients": gradients, "weights": weights}
 
 
 if __name__ == "__main__":

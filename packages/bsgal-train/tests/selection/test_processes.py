@@ -12,11 +12,41 @@ import pytest
 import torch
 
 PROGRAM = Path(__file__).with_name("one_process.py")
+CENTERNET2 = {"architecture": "centernet2"}
+CASES: dict[str, dict[str, Any]] = {
+    "instance-hybrid-quantile": {
+        "selection": {
+            "mode": "instance",
+            "reference": "hybrid",
+            "refresh_every": 2,
+            "policy": "quantile",
+        },
+        "detector": {},
+    },
+    "instance-step-rowwise": {
+        "selection": {"mode": "instance", "form": "step", "rowwise": True},
+        "detector": {},
+    },
+    "image-dot": {
+        "selection": {"mode": "image", "form": "dot", "policy": "quantile"},
+        "detector": {},
+    },
+    "batch-heads": {
+        "selection": {"mode": "batch", "refresh_every": 2, "layers": "heads"},
+        "detector": {},
+    },
+    "paper-rejecting": {"selection": {"mode": "paper", "threshold": 0.9}, "detector": {}},
+    "centernet2-instance": {"selection": {"mode": "instance"}, "detector": CENTERNET2},
+    "centernet2-paper-federated": {
+        "selection": {"mode": "paper"},
+        "detector": {**CENTERNET2, "federated_classes": 2},
+    },
+}
 
 
-def run(data: Path, out: Path, n_processes: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def run(data: Path, out: Path, n_processes: int) -> list[list[dict[str, Any]]]:
     common = [sys.executable, str(PROGRAM), str(data)]
-    last = [str(n_processes), str(out), json.dumps(settings)]
+    last = [str(n_processes), str(out), json.dumps(list(CASES.values()))]
     started = [
         subprocess.Popen([*common, str(rank), *last], stderr=subprocess.PIPE, text=True)
         for rank in range(n_processes)
@@ -30,31 +60,42 @@ def run(data: Path, out: Path, n_processes: int, settings: dict[str, Any]) -> li
     ]
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"mode": "instance", "reference": "hybrid", "refresh_every": 2, "policy": "quantile"},
-        {"mode": "instance", "form": "step", "rowwise": True},
-        {"mode": "image", "form": "dot", "policy": "quantile"},
-        {"mode": "batch", "refresh_every": 2, "layers": "heads"},
-    ],
-    ids=lambda settings: "-".join(str(value) for value in settings.values()),
-)
+def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    """Return the norm of the difference, relative to that of `b`."""
+    assert a.keys() == b.keys()
+    one, other = (torch.cat([v[name].double().flatten() for name in b]) for v in (a, b))
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    tiny_data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]:
+    """Return what came of each case, in one process and in each of two: starting them is slow."""
+    out = tmp_path_factory.mktemp("processes")
+    return run(tiny_data, out, 1)[0], run(tiny_data, out, 2)
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_two_processes_equal_one_with_the_double_batch(
-    settings: dict[str, Any], tiny_data: Path, tmp_path: Path
+    name: str, outcomes: tuple[list[dict[str, Any]], list[list[dict[str, Any]]]]
 ) -> None:
-    (one,) = run(tiny_data, tmp_path, 1, settings)
-    both = run(tiny_data, tmp_path, 2, settings)
+    number = list(CASES).index(name)
+    one = outcomes[0][number]
+    both = [outcome[number] for outcome in outcomes[1]]
 
     found = sorted(both[0]["decisions"] + both[1]["decisions"], key=lambda row: row[:2])
     expected = sorted(one["decisions"], key=lambda row: row[:2])
     assert [row[:3] + row[4:5] for row in found] == [row[:3] + row[4:5] for row in expected]
+    assert any(row[3] is not None for row in expected)
     for row, wanted in zip(found, expected, strict=True):
         if wanted[3] is None:
             assert row[3] is None
         else:
-            assert row[3] == pytest.approx(wanted[3], rel=2e-2, abs=1e-4)
-        assert row[5] == pytest.approx(wanted[5], rel=2e-2, abs=1e-4)
-    for name, weight in one["weights"].items():
-        assert torch.equal(both[0]["weights"][name], both[1]["weights"][name])
-        torch.testing.assert_close(both[0]["weights"][name], weight, rtol=1e-2, atol=1e-3)
+            assert row[3] == pytest.approx(wanted[3], rel=1e-3, abs=1e-5)
+        assert row[5] == pytest.approx(wanted[5], rel=1e-3, abs=1e-5)
+    # Sums are rounded in another order; Adam's first steps enlarge what comes of it.
+    for step, gradients in enumerate(one["gradients"]):
+        assert distance(both[0]["gradients"][step], gradients) < 1e-4, step
+    for weight_name, weight in both[0]["weights"].items():
+        assert torch.equal(both[1]["weights"][weight_name], weight)
