@@ -1,24 +1,32 @@
 """Time a training step of every selection mode, and measure its memory, against `paste_all`.
 
 One detector and one optimizer take the steps of all modes in turn, on the same images, so that a
-machine whose speed drifts slows all of them. What a mode does only every 16 steps is timed by
-itself and counted as a sixteenth. Peak memory is that of a process of its own: what it held at most
-in three steps, less what it held before the detector was built.
+machine whose speed drifts slows all of them; each round begins with another mode. What a mode does
+only every 16 steps is timed by itself and counted as a sixteenth. Peak memory is that of a process
+of its own for each mode: what it held at most in its first steps, less what it held before the
+detector was built.
+
+What is measured goes to `--state` at once, a line per round and a file per peak. Run again with the
+same folder, the benchmark does only what is missing:
+
+    python benchmarks/bench_train_overhead.py --state DIR
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from _harness import require_tests, time_in_turn, write_result
+from _harness import require_tests, write_result
 
 if TYPE_CHECKING:
     from bsgal_train.recipe import Recipe
@@ -56,6 +64,7 @@ MODES: dict[str, list[str]] = {
     "paper": ["selection.mode=paper"],
 }
 QUICK_MODES = ("none", "paste_all", "instance", "hybrid")
+BASE = "paste_all"
 REFRESHED = ("hybrid", "batch", "batch_rejecting")
 
 # Detector: overrides of the recipe `builtin_continue`.
@@ -77,7 +86,7 @@ R50 = [
     "detector.n_mask_convs=4",
     "detector.box_features=1024",
     "detector.rois_per_image=128",
-    "data.crop_px=384",
+    "data.crop_px=256",
     "schedule.batch_size=2",
 ]
 DETECTORS: dict[str, list[str]] = {
@@ -94,32 +103,36 @@ def main() -> None:
     parser.add_argument(
         "--quick", action="store_true", help="one small detector, four modes, two rounds"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="rounds of timing (default 7)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing (default 5)")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
     parser.add_argument("--detectors", nargs="+", choices=DETECTORS, default=list(DETECTORS))
-    parser.add_argument("--data", type=Path, help="folder of data and pool (default: temporary)")
+    parser.add_argument("--state", type=Path, help="folder of what is measured already")
+    parser.add_argument("--part", action="store_true", help="fill the state folder, no result")
     parser.add_argument("--peak-of", nargs=2, metavar=("DETECTOR", "MODE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak_of:
         detector, mode = arguments.peak_of
-        print(peak_bytes(detector, mode, arguments.data, arguments.threads, arguments.quick))
+        print(peak_bytes(detector, mode, arguments.state, arguments.threads, arguments.quick))
         return
     if not arguments.quick:
         require_tests("packages/bsgal-train/tests/selection")
     with tempfile.TemporaryDirectory() as temporary:
-        data = arguments.data or Path(temporary)
+        state = Path(temporary) if arguments.quick or not arguments.state else arguments.state
+        check_settings(state, arguments.threads)
         detectors = ["mask_rcnn_r18"] if arguments.quick else arguments.detectors
         rounds = 2 if arguments.quick else arguments.rounds
         rows = [
             row
             for detector in detectors
-            for row in measure(detector, data, rounds, arguments.threads, arguments.quick)
+            for row in measure(detector, state, rounds, arguments.threads, arguments.quick)
         ]
+    if arguments.part:
+        return
     headline: dict[str, float | int | str] = {}
     for row in rows:
-        if row["mode"] != "paste_all":
-            headline[f"{row['mode']}_over_paste_all_{row['detector']}"] = row["over_paste_all"]
-            headline[f"{row['mode']}_peak_over_paste_all_{row['detector']}"] = row[
+        if row["mode"] != BASE:
+            headline[f"{row['mode']}_over_{BASE}_{row['detector']}"] = row["over_paste_all"]
+            headline[f"{row['mode']}_peak_over_{BASE}_{row['detector']}"] = row[
                 "peak_over_paste_all"
             ]
     if arguments.quick:
@@ -133,71 +146,103 @@ def main() -> None:
     )
 
 
+def check_settings(state: Path, threads: int) -> None:
+    """Stop if the folder holds measurements of other cases; note what its cases are."""
+    settings = json.dumps({"threads": threads, "modes": MODES, "detectors": DETECTORS}, indent=1)
+    path = state / "settings.json"
+    state.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(settings)
+    elif path.read_text() != settings:
+        raise SystemExit(f"{state} holds measurements of other cases; take an empty folder")
+
+
 def measure(
-    detector: str, data: Path, rounds: int, threads: int, quick: bool
+    detector: str, state: Path, rounds: int, threads: int, quick: bool
 ) -> list[dict[str, Any]]:
-    """Return one row per mode on one detector."""
+    """Return one row per mode on one detector, and do what is missing for it."""
     modes = list(QUICK_MODES) if quick else list(MODES)
-    steps = build_steps(detector, modes, data, threads, quick)
-    cases: dict[str, Callable[[], object]] = {}
-    for mode, step in steps.items():
-        cases[mode] = partial(step, PLAIN)
-        if mode in REFRESHED:
-            cases[f"{mode}, refreshing"] = partial(step, REFRESHING)
-    # The first steps give Adam its moments and every cache a gradient.
-    for step in steps.values():
-        step(REFRESHING)
-    timings = time_in_turn(cases, rounds=rounds)
-    # Rounds are compared within themselves: what slows a round slows all of its cases.
+    timed = time_rounds(detector, modes, state, rounds, threads, quick)
+    peaks = {
+        mode: peak_in_process(detector, mode, state, threads, quick)
+        for mode in dict.fromkeys([BASE, *modes])
+    }
     rows: list[dict[str, Any]] = []
-    for mode in steps:
-        rounds_s = list(timings[mode].rounds_s)
-        if mode in REFRESHED:
-            refreshing_s = timings[f"{mode}, refreshing"].rounds_s
-            rounds_s = [
-                plain + (refreshing - plain) / REFRESH_EVERY
-                for plain, refreshing in zip(rounds_s, refreshing_s, strict=True)
-            ]
-        ratios = sorted(
-            own / base for own, base in zip(rounds_s, timings["paste_all"].rounds_s, strict=True)
-        )
+    for mode in modes:
+        rounds_s = [seconds_of_step(mode, one) for one in timed]
+        # Rounds are compared within themselves: what slows a round slows all of its cases.
+        ratios = sorted(own / one[BASE] for own, one in zip(rounds_s, timed, strict=True))
         last = len(ratios) - 1
         rows.append(
             {
                 "detector": detector,
                 "mode": mode,
-                "step_s": median(sorted(rounds_s)),
-                "over_paste_all": round(median(ratios), 3),
+                "step_s": round(statistics.median(rounds_s), 4),
+                "n_rounds": len(ratios),
+                "over_paste_all": round(statistics.median(ratios), 3),
                 "over_paste_all_q20": round(ratios[round(0.2 * last)], 3),
                 "over_paste_all_q80": round(ratios[round(0.8 * last)], 3),
-                "peak_bytes": peak_in_process(detector, mode, data, threads, quick),
+                "peak_bytes": peaks[mode],
+                "peak_over_paste_all": round(peaks[mode] / peaks[BASE], 3),
             }
         )
-        print(rows[-1])
-    base = next(row["peak_bytes"] for row in rows if row["mode"] == "paste_all")
-    for row in rows:
-        row["peak_over_paste_all"] = round(row["peak_bytes"] / base, 3)
+        print(rows[-1], flush=True)
     return rows
 
 
-def median(values: list[float]) -> float:
-    """Return the median of sorted values."""
-    middle = len(values) // 2
-    return values[middle] if len(values) % 2 else (values[middle - 1] + values[middle]) / 2
+def seconds_of_step(mode: str, timed: dict[str, float]) -> float:
+    """Return the mean time of a mode's steps, of which a sixteenth may refresh a reference."""
+    if mode not in REFRESHED:
+        return timed[mode]
+    return timed[mode] + (timed[f"{mode}, refreshing"] - timed[mode]) / REFRESH_EVERY
 
 
-def recipe_of(detector: str, mode: str, data: Path, quick: bool) -> Recipe:
+def time_rounds(
+    detector: str, modes: list[str], state: Path, rounds: int, threads: int, quick: bool
+) -> list[dict[str, float]]:
+    """Return the seconds of every case of so many rounds, those of earlier runs first."""
+    path = state / f"rounds_{detector}.jsonl"
+    # A run that was stopped may have left half a line.
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found: list[dict[str, float]] = [json.loads(line) for line in lines if line.endswith("\n")]
+    path.write_text("".join(line for line in lines if line.endswith("\n")))
+    if len(found) >= rounds:
+        return found
+    steps = build_steps(detector, modes, state, threads, quick)
+    cases: dict[str, Callable[[], None]] = {}
+    for mode, step in steps.items():
+        cases[mode] = partial(step, PLAIN)
+        if mode in REFRESHED:
+            cases[f"{mode}, refreshing"] = partial(step, REFRESHING)
+    # The first steps give Adam its moments and every cache a gradient, and warm everything up.
+    for step in steps.values():
+        step(REFRESHING)
+    while len(found) < rounds:
+        names = list(cases)
+        begin = len(found) * 4 % len(names)
+        timed = {}
+        for name in names[begin:] + names[:begin]:
+            start = time.perf_counter()
+            cases[name]()
+            timed[name] = time.perf_counter() - start
+        found.append(timed)
+        with path.open("a") as file:
+            file.write(json.dumps(timed) + "\n")
+    return found
+
+
+def recipe_of(detector: str, mode: str, state: Path, quick: bool) -> Recipe:
     """Return the recipe of one case; data and pool are made on first use."""
     from sprite_pool import write_sprite_pool
 
     from bsgal_train.builtin.dataset import ensure_builtin_dataset
     from bsgal_train.recipes import load_recipe
 
-    ensure_builtin_dataset(data / "dataset")
-    pool = write_sprite_pool(data / "sprites", per_category=4)
+    ensure_builtin_dataset(state / "dataset")
+    pool = write_sprite_pool(state / "sprites", per_category=4)
     small = ["data.crop_px=128", "schedule.batch_size=2"] if quick else []
     return load_recipe("builtin_continue").override(
-        f"data.builtin_root={data / 'dataset'}",
+        f"data.builtin_root={state / 'dataset'}",
         f"paste.pool={pool}",
         *DETECTORS[detector],
         *small,
@@ -206,7 +251,7 @@ def recipe_of(detector: str, mode: str, data: Path, quick: bool) -> Recipe:
 
 
 def build_steps(
-    detector_name: str, modes: list[str], data: Path, threads: int, quick: bool
+    detector_name: str, modes: list[str], state: Path, threads: int, quick: bool
 ) -> dict[str, Callable[[int], None]]:
     """Return for each mode a training step that takes the step's number."""
     import torch
@@ -221,12 +266,12 @@ def build_steps(
     from bsgal_train.selection import build_selection
 
     torch.set_num_threads(threads)
-    recipes = {mode: recipe_of(detector_name, mode, data, quick) for mode in modes}
+    recipes = {mode: recipe_of(detector_name, mode, state, quick) for mode in modes}
     common = next(iter(recipes.values()))
     dataset = ensure_builtin_dataset(common.data.builtin_root)
     annotations = LvisAnnotations.load(dataset.train_json, dataset.image_root)
     crop = RandomCrop(crop_px=common.data.crop_px)
-    pool = InstancePool.open(data / "sprites").match(annotations.categories)
+    pool = InstancePool.open(state / "sprites").match(annotations.categories)
     paste = CopyPaste(
         pool,
         CategoryBalancedSampler(pool, count_range=(2, 5)),
@@ -252,22 +297,28 @@ def build_steps(
     }
 
 
-def peak_in_process(detector: str, mode: str, data: Path, threads: int, quick: bool) -> int:
+def peak_in_process(detector: str, mode: str, state: Path, threads: int, quick: bool) -> int:
     """Return the peak memory of one mode, measured in a new process."""
-    command = [sys.executable, __file__, "--peak-of", detector, mode, "--data", str(data)]
-    command += ["--threads", str(threads), *(["--quick"] if quick else [])]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return int(done.stdout.split()[-1])
+    path = state / f"peak_{detector}_{mode}.txt"
+    if not path.exists():
+        command = [sys.executable, __file__, "--peak-of", detector, mode, "--state", str(state)]
+        command += ["--threads", str(threads), *(["--quick"] if quick else [])]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(done.stdout.split()[-1])
+        temporary.replace(path)
+    return int(path.read_text())
 
 
-def peak_bytes(detector: str, mode: str, data: Path, threads: int, quick: bool) -> int:
-    """Take three steps in this process, and return by how much its memory rose at most."""
+def peak_bytes(detector: str, mode: str, state: Path, threads: int, quick: bool) -> int:
+    """Take steps in this process, and return by how much its memory rose at most."""
     import bsgal_train.selection  # noqa: F401 - its libraries are not part of what is measured
 
-    recipe_of(detector, mode, data, quick)
+    recipe_of(detector, mode, state, quick)
     before = memory_bytes("VmRSS")
-    step = build_steps(detector, [mode], data, threads, quick)[mode]
-    for number in (REFRESHING, PLAIN, PLAIN):
+    step = build_steps(detector, [mode], state, threads, quick)[mode]
+    # From the second step on the optimizer has its moments.
+    for number in (REFRESHING, PLAIN, *((REFRESHING,) if mode in REFRESHED else ())):
         step(number)
     return memory_bytes("VmHWM") - before
 
@@ -281,7 +332,7 @@ def memory_bytes(name: str) -> int:
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the README table of the ratios."""
+    """Return the README table: ratios to `paste_all` of time, with its spread, and of memory."""
     detectors = list(dict.fromkeys(row["detector"] for row in result["rows"]))
     by_case = {(row["detector"], row["mode"]): row for row in result["rows"]}
     lines = [
@@ -290,8 +341,15 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
     ]
     for mode in dict.fromkeys(row["mode"] for row in result["rows"]):
         rows = [by_case[detector, mode] for detector in detectors]
-        cells = [f"{r['over_paste_all']:.2f}, {r['peak_over_paste_all']:.2f}" for r in rows]
+        cells = [
+            f"{r['over_paste_all']:.2f} ({r['over_paste_all_q20']:.2f} to "
+            f"{r['over_paste_all_q80']:.2f}), {r['peak_over_paste_all']:.2f}"
+            for r in rows
+        ]
         lines.append(f"| {mode} | " + " | ".join(cells) + " |")
+    base = [by_case[detector, BASE] for detector in detectors]
+    absolute = [f"{r['step_s']:.2f} s, {r['peak_bytes'] / 2**30:.2f} GiB" for r in base]
+    lines.append(f"| ({BASE}, absolute) | " + " | ".join(absolute) + " |")
     return {"ratios": "\n".join(lines) + "\n"}
 
 
