@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import math
 import sys
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from bsgal_score import ops, reference
+from bsgal_score._dispatch import _log_choice
 from bsgal_score.errors import ImplementationUnavailableError
 from bsgal_score.ops import TensorMetric, cache_update_dot
 
@@ -205,6 +207,14 @@ def test_auto_takes_torch_on_cpu():
     cache_update_dot([torch.zeros(2)], None, [torch.zeros(2)])
     assert "cache_update_dot" in ops.__all__
     assert "bsgal_score.eager.cache_update_dot" in sys.modules
+
+
+def test_the_chosen_implementation_is_named_in_the_log(caplog):
+    _log_choice.cache_clear()  # each choice is named once
+    with caplog.at_level(logging.INFO, logger="bsgal_score"):
+        cache_update_dot([torch.zeros(2)], None, [torch.zeros(2)])
+        cache_update_dot([torch.zeros(2)], None, [torch.zeros(2)])
+    assert caplog.messages == ["cache_update_dot on cpu tensors runs with impl='torch'"]
 
 
 @pytest.mark.gpu

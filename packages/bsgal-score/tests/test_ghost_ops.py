@@ -140,3 +140,20 @@ def test_triton_refuses_float64_with_the_remedy():
         ghost_dot(weights, *rows, 4, impl="triton")
     with pytest.raises(ValueError, match="float64; use impl='torch'"):
         ghost_sqnorm(*rows, 4, impl="triton")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")
+def test_rows_beyond_what_int32_counts():
+    n_rows, n_inputs = 2**15 + 1, 2**16  # the last row begins at element 2**31
+    inputs = torch.zeros(n_rows, n_inputs, dtype=torch.bfloat16, device="cuda")
+    inputs[-1] = 1
+    output_grads = torch.ones(n_rows, 2, dtype=torch.bfloat16, device="cuda")
+    weights = torch.ones(2, n_inputs, dtype=torch.bfloat16, device="cuda")
+    unit_index = torch.zeros(n_rows, dtype=torch.int64, device="cuda")
+    dot = ghost_dot(weights, inputs, output_grads, unit_index, 1, impl="triton")
+    assert dot.tolist() == [2.0 * n_inputs]
+    last = unit_index - 1
+    last[-1] = 0
+    sqnorm = ghost_sqnorm(inputs, output_grads, last, 1, impl="triton")
+    assert sqnorm.tolist() == [2.0 * n_inputs]

@@ -43,6 +43,17 @@ def test_a_sketch_does_not_depend_on_where_its_tensors_lie(impl):
     assert torch.equal(results[0], results[2])
 
 
+@pytest.mark.parametrize("impl", ["triton", "torch"])
+def test_empty_tensors_add_nothing(impl):
+    numels = [0, 50, 0]
+    for empty in (torch.zeros(0), torch.zeros(0, dtype=torch.bfloat16), None):
+        tensors = [empty, torch.ones(50), empty]
+        got = ops.sketch(tensors, numels, width=32, seed=5, impl=impl)
+        assert torch.equal(got, ops.sketch([None, tensors[1], None], numels, width=32, seed=5))
+    nothing = ops.sketch([torch.zeros(0)], [0], width=32, seed=5, impl=impl)
+    assert torch.equal(nothing, torch.zeros(32, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     "dtypes",
     [
@@ -198,3 +209,15 @@ def test_misuse_is_explained(tmp_path):
     with pytest.raises(ValueError, match=r"must be finite and of shape \(32,\)"):
         store.append("x", torch.full((32,), float("nan")))
     assert store.dots(torch.zeros(32)).shape == (0,)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA or ROCm device")
+def test_eight_large_gradients_in_a_wide_sketch():
+    for seed in range(8):
+        gradient = torch.randn(10**6, generator=torch.Generator().manual_seed(seed))
+        kernel = ops.sketch([gradient.cuda()], [10**6], width=2**15, seed=seed, impl="triton")
+        expected = reference.sketch([gradient], [10**6], 2**15, seed)
+        # 31 blocks share a bucket.
+        bound = 34 * 2.0**-24 * 31 * float(gradient.abs().max())
+        torch.testing.assert_close(kernel.cpu(), expected, rtol=0, atol=bound)

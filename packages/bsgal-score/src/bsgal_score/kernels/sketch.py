@@ -178,7 +178,7 @@ def _launch(
     groups: dict[tuple[torch.dtype, torch.dtype], list[tuple[int, int, int, int]]] = {}
     first_block = 0
     for i, (tensor, numel) in enumerate(zip(tensors, numels, strict=True)):
-        if tensor is not None:
+        if tensor is not None and numel > 0:
             gradient = None if reference is None else reference[i]
             key = (tensor.dtype, tensor.dtype if gradient is None else gradient.dtype)
             groups.setdefault(key, []).extend(_block_rows(tensor, gradient, width, first_block))
