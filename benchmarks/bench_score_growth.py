@@ -7,7 +7,8 @@
   ResNet-50, two images of 320 x 320 pixels, 512 proposals each, without and with a scorer on the
   box head: reference rows feed the cache, four pasted objects are scored.
 
-Time and the rise of the peak resident size, on two threads.
+Time, and the rise of the peak resident size over what the process holds before (parameters, cache,
+features), in a process of its own for every case, after a first run. On two threads.
 
 `python benchmarks/bench_score_growth.py` writes `benchmarks/results/score_growth.json` and
 `packages/bsgal-score/docs/growth.png`. Needs torchvision and matplotlib.
@@ -17,10 +18,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
-from _harness import ROOT, peak_extra_bytes, require_tests, time_in_turn, write_result
+from _harness import ROOT, require_tests, time_in_turn, write_result
+from score_memory import numbers_of_new_process, peak_rise_bytes
 from torch import nn
 from torch.nn import functional
 
@@ -39,6 +42,12 @@ def update_case(n_elements: int) -> Case:
     """Make a cache update with its three sums."""
     cache, g, k = (torch.randn(n_elements) for _ in range(3))
     return lambda: cache_update_dot([cache], [g], [k], decay=0.9)
+
+
+def unit_case(n_rows: int, n_units: int) -> Case:
+    """Make the scoring of a box head's rows that form some units."""
+    head = BoxHead(n_rows)
+    return lambda: head.score(torch.arange(n_rows) * n_units // n_rows)
 
 
 class BoxHead:
@@ -63,8 +72,8 @@ class BoxHead:
             self.scorer.score(loss, unit_index)
 
 
-def detector_cases(image_px: int, n_proposals: int) -> dict[str, Case]:
-    """Make a training step of a Mask R-CNN without and with scoring."""
+def detector_case(image_px: int, n_proposals: int, *, score: bool) -> Case:
+    """Make a training step of a Mask R-CNN, without or with scoring."""
     from torchvision.models.detection import maskrcnn_resnet50_fpn
     from torchvision.models.detection import roi_heads as module
 
@@ -102,7 +111,7 @@ def detector_cases(image_px: int, n_proposals: int) -> dict[str, Case]:
         seen["losses"] = fastrcnn_loss(*args)
         return seen["losses"]
 
-    def step(score: bool) -> None:
+    def step() -> None:
         generator_state = torch.get_rng_state()
         heads.select_training_samples, module.fastrcnn_loss = selecting, recording
         try:
@@ -118,24 +127,36 @@ def detector_cases(image_px: int, n_proposals: int) -> dict[str, Case]:
         model.zero_grad()
         torch.set_rng_state(generator_state)  # the same proposals in every step
 
-    return {"without": lambda: step(False), "with scoring": lambda: step(True)}
+    return step
 
 
-def make_cases(*, quick: bool) -> dict[str, dict[str, Case]]:
-    """Return the cases of every axis, by value."""
+def axes(*, quick: bool) -> dict[str, dict[str, Callable[[], Case]]]:
+    """Return by axis and value what makes a case."""
     sizes, counts, rows = (SIZES[:1], (1, 8), (16,)) if quick else (SIZES, N_UNITS, N_ROWS)
-    found: dict[str, dict[str, Case]] = {"parameters": {str(n): update_case(n) for n in sizes}}
-    head = BoxHead(16 if quick else 512)
-    n_rows = len(head.features)
-    found["units"] = {
-        str(n): (lambda n=n: head.score(torch.arange(n_rows) * n // n_rows)) for n in counts
+    n_rows = 16 if quick else 512
+    image_px, n_proposals = (96, 32) if quick else (320, 512)
+    return {
+        "parameters": {str(n): partial(update_case, n) for n in sizes},
+        "units": {str(n): partial(unit_case, n_rows, n) for n in counts},
+        "rows": {str(n): partial(unit_case, n, n // 8) for n in rows},
+        "detector": {
+            name: partial(detector_case, image_px, n_proposals, score=score)
+            for name, score in (("without", False), ("with scoring", True))
+        },
     }
-    heads = {n: BoxHead(n) for n in rows}
-    found["rows"] = {
-        str(n): (lambda n=n, own=own: own.score(torch.arange(n) // 8)) for n, own in heads.items()
-    }
-    found["detector"] = detector_cases(*((96, 32) if quick else (320, 512)))
-    return found
+
+
+def print_memory(axis: str, value: str, *, quick: bool) -> None:
+    """Print the extra memory of one case; for a process of its own."""
+    run = axes(quick=quick)[axis][value]()
+    run()
+    print(peak_rise_bytes(run))
+
+
+def measure_memory(axis: str, value: str, *, quick: bool) -> int:
+    """Return what `print_memory` prints in a new process."""
+    options = ("--quick",) if quick else ()
+    return numbers_of_new_process(__file__, "--memory-of", axis, value, *options)[0]
 
 
 def draw(rows: list[dict[str, Any]]) -> None:
@@ -150,7 +171,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
         own = [row for row in rows if row["axis"] == name]
         values = [int(row["value"]) for row in own]
         axis.loglog(values, [row["median_ms"] for row in own], "o-", label="time, ms")
-        memory = [max(row["peak_extra_bytes"] / 1e6, 0.01) for row in own]
+        memory = [row["peak_extra_bytes"] / 1e6 for row in own]
         axis.loglog(values, memory, "s--", label="extra memory, MB")
         axis.set(xlabel=name)
         axis.grid(alpha=0.3)
@@ -174,13 +195,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7, help="rounds per axis")
     parser.add_argument("--quick", action="store_true", help="smallest sizes, writes nothing")
+    parser.add_argument("--memory-of", nargs=2, metavar=("AXIS", "VALUE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    torch.set_num_threads(1 if arguments.quick else N_THREADS)
+    if arguments.memory_of:
+        print_memory(*arguments.memory_of, quick=arguments.quick)
+        return
     if not arguments.quick:
         require_tests("packages/bsgal-score/tests/test_ghost.py")
-    torch.set_num_threads(1 if arguments.quick else N_THREADS)
     rows: list[dict[str, Any]] = []
     medians: dict[tuple[str, str], float] = {}
-    for axis, cases in make_cases(quick=arguments.quick).items():
+    for axis, makers in axes(quick=arguments.quick).items():
+        cases = {value: make() for value, make in makers.items()}
         timings = time_in_turn(cases, rounds=1 if arguments.quick else arguments.rounds)
         for value, timing in timings.items():
             low, median, high = timing.quantiles_s()
@@ -193,13 +219,15 @@ def main() -> None:
                     "median_ms": 1e3 * median,
                     "q20_ms": 1e3 * low,
                     "q80_ms": 1e3 * high,
-                    "peak_extra_bytes": peak_extra_bytes(cases[value]),
+                    "peak_extra_bytes": measure_memory(axis, value, quick=arguments.quick),
                 }
             )
-            print(f"{axis:<12}{value:<14}{1e3 * median:9.1f} ms", flush=True)
+            megabytes = rows[-1]["peak_extra_bytes"] / 1e6
+            print(f"{axis:<12}{value:<14}{1e3 * median:9.1f} ms {megabytes:9.1f} MB", flush=True)
     headline = {
         "detector_with_over_without": medians["detector", "with scoring"]
         / medians["detector", "without"],
+        "detector_extra_bytes": rows[-1]["peak_extra_bytes"] - rows[-2]["peak_extra_bytes"],
     }
     for axis in ("parameters", "units", "rows"):
         own = [(int(value), median) for (name, value), median in medians.items() if name == axis]
@@ -209,10 +237,10 @@ def main() -> None:
     if arguments.quick:
         print(headline)
         return
-    draw(rows)
     write_result(
         "score_growth", rows=rows, headline=headline, libraries=("torch", "torchvision", "numpy")
     )
+    draw(rows)
 
 
 if __name__ == "__main__":
