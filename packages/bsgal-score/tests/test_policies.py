@@ -13,6 +13,7 @@ from bsgal_score import (
     LinearSchedule,
     PerGroup,
     QuantileThreshold,
+    ReferenceQuantile,
     Verdict,
     _policies,
 )
@@ -91,6 +92,30 @@ def test_keeping_all_accepts_all_but_new_minima_and_keeping_none_accepts_new_max
         assert [policy.decide(x).trains for x in (0.5, 0.1, 0.3)] == accepted
 
 
+def test_the_reference_quantile_follows_real_units_only():
+    policy = ReferenceQuantile(0.75, window=8, initial_threshold=-1.0)
+    assert policy.threshold == -1.0
+    observed = np.random.default_rng(0).normal(size=20).tolist()
+    policy.observe([None, math.nan, math.inf, *observed])
+    expected = np.quantile(observed[-8:], 0.25)
+    assert policy.threshold == pytest.approx(expected)
+    for contribution in (-5.0, 5.0, None, math.nan):
+        policy.decide(contribution)
+    assert policy.threshold == pytest.approx(expected)
+    assert policy.decide(policy.threshold).verdict is Verdict.ACCEPT
+    assert policy.decide(policy.threshold - 1e-9).verdict is Verdict.REJECT
+
+    resumed = ReferenceQuantile(0.75, window=8, initial_threshold=-1.0)
+    resumed.load_state_dict(json.loads(json.dumps(policy.state_dict())))
+    for one in (policy, resumed):
+        one.observe([0.1, 0.9])
+    assert resumed.threshold == policy.threshold
+    with pytest.raises(StateMismatchError, match="window 8"):
+        ReferenceQuantile(0.75, window=9, initial_threshold=-1.0).load_state_dict(
+            policy.state_dict()
+        )
+
+
 def test_a_schedule_moves_linearly_and_then_stays():
     schedule = LinearSchedule(1.0, 0.5, total_steps=4)
     values = [schedule.value]
@@ -155,6 +180,9 @@ def test_a_state_of_other_settings_is_refused(saved, other, message):
         (lambda: QuantileThreshold(LinearSchedule(1, -1, 5)), r"got 1.0 to -1.0"),
         (lambda: QuantileThreshold(0.5, window=0), "`window` must be at least 1"),
         (lambda: QuantileThreshold(0.5, initial_threshold=math.nan), "`initial_threshold`"),
+        (lambda: ReferenceQuantile(-0.1), r"`kept_share` must lie in \[0, 1\], got -0.1"),
+        (lambda: ReferenceQuantile(window=0), "`window` must be at least 1"),
+        (lambda: ReferenceQuantile(initial_threshold=math.inf), "`initial_threshold`"),
         (lambda: LinearSchedule(1, 0, 0), "`total_steps` must be at least 1"),
         (lambda: PerGroup({}), "at least one group"),
         (lambda: PerGroup(dict.fromkeys("rc", FixedThreshold(0))), "distinct objects"),
