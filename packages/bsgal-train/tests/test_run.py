@@ -12,8 +12,9 @@ import pytest
 from safetensors.torch import load_file
 
 from bsgal_paste import EmptyPoolError, NoCommonCategoryError, PoolFormatError
-from bsgal_train import run
+from bsgal_train.compare import compare_runs
 from bsgal_train.decision_log import read_decisions
+from bsgal_train.derived import file_sha256
 from bsgal_train.errors import (
     AnnotationError,
     MissingImagesError,
@@ -24,7 +25,7 @@ from bsgal_train.evaluation import PredictionShards
 from bsgal_train.metrics import read_metrics
 from bsgal_train.recipe import Recipe
 from bsgal_train.run import evaluate, train
-from bsgal_train.trainer import TrainingInterruptedError
+from bsgal_train.trainer import Trainer, TrainingInterruptedError
 from bsgal_train.training_steps import DivergedError
 
 MODES = ("none", "paste_random", "paper", "batch", "image", "instance")
@@ -157,6 +158,28 @@ def test_a_trained_detector_is_evaluated_alike_later(tiny_recipe: Recipe, tmp_pa
     assert len(found) == len(PredictionShards(tmp_path / "predictions")) > 0
 
 
+def test_a_later_evaluation_says_what_it_was_made_from(
+    tiny_data: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    train(tiny_recipe.override("schedule.n_steps=1"), tmp_path / "run")
+    other = tiny_recipe.override("detector.nms_threshold=0.7")
+    for name, recipe in (("a", tiny_recipe), ("b", other)):
+        evaluate(recipe, str(tmp_path / "run"), tmp_path / name)
+
+    found = json.loads((tmp_path / "b/results.json").read_text())
+
+    assert Recipe.from_dict(found["recipe"]) == other
+    assert found["provenance"]["inputs"]["validation"]["sha256"] == file_sha256(
+        tiny_data / "val.json"
+    )
+    assert found["detector"]["sha256"] == file_sha256(tmp_path / "run/detector.safetensors")
+    compared = compare_runs(tmp_path / "a", tmp_path / "b")
+    assert compared.recipe == {"detector.nms_threshold": (0.5, 0.7)}
+    assert not compared.inputs
+    assert not compared.summary
+    assert compared.metrics
+
+
 def test_results_count_the_validation_images_that_cannot_be_read(
     tiny_data: Path, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -180,7 +203,7 @@ def assert_refused(
     def no_step(self: Any) -> None:
         raise AssertionError("training began")
 
-    monkeypatch.setattr(run.Trainer, "run", no_step)
+    monkeypatch.setattr(Trainer, "run", no_step)
     with pytest.raises(error, match=message):
         train(recipe, folder)
 

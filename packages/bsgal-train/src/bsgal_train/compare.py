@@ -12,6 +12,8 @@ __all__ = ["RunComparison", "compare_runs"]
 
 _METRICS = ("ap", "ap50", "ap75", "aps", "apm", "apl", "apr", "apc", "apf", "ar")
 _MAX_CATEGORIES = 10
+# Of the results, what is compared under a heading of its own.
+_OWN_SECTIONS = ("evaluation", "recipe", "provenance")
 
 Pair = tuple[Any, Any]
 
@@ -69,18 +71,24 @@ class RunComparison:
 
 
 def compare_runs(a: str | Path, b: str | Path) -> RunComparison:
-    """Compare the output folders of two runs, finished or not.
+    """Compare the output folders of two runs, finished or not, or of two evaluations.
 
     Raises:
         ValueError: A folder holds no run.
     """
     folders = Path(a), Path(b)
-    recipes = [_read(folder, "recipe.json") for folder in folders]
+    results = [_read(folder, "results.json") for folder in folders]
+    # An evaluation's file holds everything.
+    recipes, provenance = (
+        [
+            _read(folder, f"{name}.json") or (result or {}).get(name)
+            for folder, result in zip(folders, results, strict=True)
+        ]
+        for name in ("recipe", "provenance")
+    )
     for folder, recipe in zip(folders, recipes, strict=True):
         if recipe is None:
             raise ValueError(f"{folder} holds no run: there is no recipe.json in it")
-    provenance = [_read(folder, "provenance.json") or {} for folder in folders]
-    results = [_read(folder, "results.json") for folder in folders]
     remarks = [
         f"{folder} has no results yet"
         for folder, result in zip(folders, results, strict=True)
@@ -97,11 +105,11 @@ def compare_runs(a: str | Path, b: str | Path) -> RunComparison:
     return RunComparison(
         names=(str(a), str(b)),
         recipe=_differing(recipes[0], recipes[1]),
-        inputs=_differing(*(one.get("inputs", {}) for one in provenance)),
-        versions=_differing(*(one.get("versions", {}) for one in provenance)),
+        inputs=_differing(*((one or {}).get("inputs", {}) for one in provenance)),
+        versions=_differing(*((one or {}).get("versions", {}) for one in provenance)),
         summary=_differing(
             *(
-                {key: value for key, value in (one or {}).items() if key != "evaluation"}
+                {key: value for key, value in (one or {}).items() if key not in _OWN_SECTIONS}
                 for one in results
             )
         ),

@@ -13,7 +13,14 @@ from bsgal_paste import InstancePool
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.derived import file_sha256
 
-__all__ = ["SCHEMA", "describe_inputs", "read_provenance", "save_provenance", "versions"]
+__all__ = [
+    "SCHEMA",
+    "describe_annotations",
+    "describe_inputs",
+    "read_provenance",
+    "save_provenance",
+    "versions",
+]
 
 SCHEMA = "bsgal.provenance/1"
 _FILE = "provenance.json"
@@ -51,10 +58,10 @@ def describe_inputs(
     """
     card = None if pool is None else pool.card()
     return {
-        "training": _of_annotations(annotations, annotations_sha256),
+        "training": describe_annotations(annotations, annotations_sha256),
         "validation": None
         if validation is None
-        else _of_annotations(validation, file_sha256(validation.path)),
+        else describe_annotations(validation, file_sha256(validation.path)),
         "pool": None
         if card is None
         else {
@@ -95,7 +102,8 @@ def read_provenance(folder: Path) -> dict[str, Any] | None:
     return content
 
 
-def _of_annotations(annotations: LvisAnnotations, sha256: str) -> dict[str, Any]:
+def describe_annotations(annotations: LvisAnnotations, sha256: str) -> dict[str, Any]:
+    """Describe an annotation file by its hash and its size."""
     groups: Counter[str] = Counter(category.frequency for category in annotations.categories)
     return {
         "sha256": sha256,

@@ -18,6 +18,7 @@ from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.assembly import assemble
 from bsgal_train.data_paths import DataPaths
 from bsgal_train.decision_log import read_decisions
+from bsgal_train.derived import file_sha256
 from bsgal_train.detector import (
     best_device,
     build_detector,
@@ -26,7 +27,12 @@ from bsgal_train.detector import (
 )
 from bsgal_train.evaluation import LvisResult
 from bsgal_train.metrics import read_metrics
-from bsgal_train.provenance import describe_inputs, save_provenance
+from bsgal_train.provenance import (
+    describe_annotations,
+    describe_inputs,
+    save_provenance,
+    versions,
+)
 from bsgal_train.recipe import Recipe
 from bsgal_train.same_run import differing_settings
 from bsgal_train.trainer import Progress, Trainer
@@ -118,7 +124,8 @@ def evaluate(
         recipe: only its data and detector settings matter; those of a run are in its
             `recipe.json`.
         source: output folder of a run, or `baseline`.
-        folder: where `predictions/` and `results.json` go; None writes nothing.
+        folder: where `predictions/` and `results.json` go; None writes nothing. The latter holds
+            the recipe, hashes and versions too, so that it can be told where numbers are from.
         progress: told after every batch of images.
 
     Raises:
@@ -145,7 +152,22 @@ def evaluate(
         # The folder goes with the first process's block.
         processes.wait_for_all()
     if folder is not None and processes.rank() == 0:
-        _write_json(folder / "results.json", found.to_dict())
+        own = Path(source) / "detector.safetensors"
+        summary = {
+            **found.to_dict(),
+            "detector": {
+                "source": source,
+                "sha256": file_sha256(own) if own.is_file() else None,
+            },
+            "recipe": recipe.to_dict(),
+            "provenance": {
+                "inputs": {
+                    "validation": describe_annotations(validation, file_sha256(validation.path))
+                },
+                "versions": versions(),
+            },
+        }
+        _write_json(folder / "results.json", summary)
     return found.result
 
 
