@@ -166,6 +166,7 @@ def test_float64_is_exact_to_float64_rounding_in_torch():
 
 
 def test_triton_refuses_float64_with_the_remedy():
+    pytest.importorskip("triton")
     cache = [make(4, torch.float64, 0)]
     with pytest.raises(ValueError, match="float64; use impl='torch'"):
         cache_update_dot(cache, None, cache, impl="triton")
@@ -198,6 +199,7 @@ def test_explicit_triton_without_triton_says_what_is_missing(monkeypatch):
 
 
 def test_explicit_triton_on_cpu_tensors_without_interpreter_raises(monkeypatch):
+    pytest.importorskip("triton")
     monkeypatch.setattr("bsgal_score._dispatch._interpreter_is_on", lambda: False)
     with pytest.raises(ImplementationUnavailableError, match="needs CUDA or ROCm tensors"):
         cache_update_dot([torch.zeros(2)], None, None, impl="triton")

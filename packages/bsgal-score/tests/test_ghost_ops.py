@@ -135,6 +135,7 @@ def test_bad_rows_are_named(change, message):
 
 
 def test_triton_refuses_float64_with_the_remedy():
+    pytest.importorskip("triton")
     weights, *rows = make_rows(3, 4, 5, torch.float64)
     with pytest.raises(ValueError, match="float64; use impl='torch'"):
         ghost_dot(weights, *rows, 4, impl="triton")

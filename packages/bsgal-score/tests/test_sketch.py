@@ -85,8 +85,13 @@ def test_update_and_sketch_of_bad_operands_is_explained():
         ops.cache_update_sketch(cache, [torch.zeros(4)], **options)
     with pytest.raises(ValueError, match="`width` must be a power of two"):
         ops.cache_update_sketch(cache, [None], **(options | {"width": 33}))
+
+
+def test_triton_refuses_float64_with_the_remedy():
+    pytest.importorskip("triton")
+    cache = [torch.zeros(4, 4, dtype=torch.float64)]
     with pytest.raises(ValueError, match="float64; use impl='torch'"):
-        ops.cache_update_sketch([cache[0].double()], [None], **options, impl="triton")
+        ops.cache_update_sketch(cache, [None], decay=0.5, width=32, seed=0, impl="triton")
 
 
 @pytest.mark.parametrize("options", [{}, {"mode": "mean"}, {"bias_correction": True}])
