@@ -2,8 +2,9 @@
 
 The head is of real size: 512 proposals of 12544 features, layers 12544 -> 1024 -> 1024 -> 1204,
 15 M parameters. Every case starts from the features, ends with each unit's dot product with a fixed
-reference gradient and, except captum, its norm; results are compared. Two tasks: every proposal
-is a unit (`rows`), and 64 objects of 8 proposals each are (`objects`).
+reference gradient and, except captum, its norm; results are compared. Three tasks: every proposal
+is a unit (`rows`), 64 objects of 8 proposals each are (`objects`), and 16 proposals are (`few`),
+for captum and dattri, which do not end within a quarter of an hour on 512.
 
 - `ours`: `bsgal_score.GhostScorer`, all 512 rows at once.
 - `loop`: one call of autograd per unit, the simplest thing that works.
@@ -22,7 +23,9 @@ weighed by an inverse kernel), and takes its gradients from `vmap(grad)`.
 `max_rel_diff` is mostly the rounding of the peers' norms, float32 sums over 12.8 M elements.
 
 Memory is the rise of the peak resident size over what the process held before, in a process of its
-own for every case, after a small warm-up.
+own for every case, after a small warm-up. `above_step_bytes` is what remains of it in training: the
+peak of scoring and then taking a plain step (forward, backward), above the peak of that step alone.
+Our scores share the step's forward pass; `forward_bytes` is what that takes by itself.
 
 `python benchmarks/bench_score_peers.py` writes `benchmarks/results/score_peers.json`. Peers are in
 `benchmarks/requirements.txt`; one that is not installed is reported as missing.
@@ -36,28 +39,32 @@ import copy
 import importlib.util
 import io
 import json
-import os
-import subprocess
-import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import torch
 from _harness import require_tests, time_in_turn, write_result
+from score_memory import numbers_of_new_process, peak_rise_bytes
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bsgal_score import GhostScorer, GradientCache
 
-N_ROWS, ROWS_PER_OBJECT, N_REFERENCE = 512, 8, 16
+N_ROWS, N_FEW, ROWS_PER_OBJECT, N_REFERENCE = 512, 16, 8, 16
 WIDTHS = (12544, 1024, 1024, 1204)
 N_THREADS = 2
 PEERS = {"vmap": "torch", "opacus": "opacus", "captum": "captum", "dattri": "dattri"}
+TASKS = {
+    "rows": ("ours", "loop", "vmap", "opacus"),
+    "objects": ("ours", "loop", "vmap"),
+    "few": ("ours", "loop", "vmap", "opacus", "captum", "dattri"),
+}
 Scores = tuple[Tensor, Tensor | None]
 """Dot products and norms by unit."""
+Measured = tuple[list[dict[str, Any]], float]
+"""Rows of the result, and the largest difference between two cases' scores."""
 
 
 class Task:
@@ -89,12 +96,22 @@ class Task:
         n = len(self.features)
         return [slice(start, start + self.chunk) for start in range(0, n, self.chunk)]
 
+    def forward(self) -> Tensor:
+        """Take the loss of all rows."""
+        return functional.cross_entropy(self.head(self.features), self.labels, reduction="sum")
 
-def ours(task: Task, unit_index: Tensor) -> Scores:
-    """Score all units with one forward and one backward pass."""
+    def step(self) -> None:
+        """Take what is left of a training step once there are scores: forward and backward."""
+        self.forward().backward()
+
+
+def ours(task: Task, unit_index: Tensor, *, in_step: bool = False) -> Scores:
+    """Score all units with one forward and one backward pass, which a training step can share."""
     with GhostScorer(task.head, task.cache) as scorer:
-        loss = functional.cross_entropy(task.head(task.features), task.labels, reduction="sum")
+        loss = task.forward()
         scores = scorer.score(loss, unit_index, update_cache=False)
+    if in_step:
+        loss.backward()
     return scores.dot, scores.norm
 
 
@@ -214,23 +231,33 @@ def dattri(task: Task) -> Callable[[], Scores]:
     return run
 
 
+def n_rows_of(kind: str, n_rows: int) -> int:
+    """Return the number of rows of a task."""
+    return min(N_FEW, n_rows) if kind == "few" else n_rows
+
+
+def units_of(task: Task, kind: str) -> tuple[Tensor, int]:
+    """Return the unit of each row, and the number of rows of a unit."""
+    per_unit = ROWS_PER_OBJECT if kind == "objects" else 1
+    return torch.arange(len(task.features)) // per_unit, per_unit
+
+
 def cases(task: Task, kind: str) -> dict[str, Callable[[], Scores]]:
     """Return the cases of one task that can run here."""
-    per_unit = ROWS_PER_OBJECT if kind == "objects" else 1
-    unit_index = torch.arange(len(task.features)) // per_unit
-    found: dict[str, Callable[[], Scores]] = {
-        "ours": lambda: ours(task, unit_index),
-        "loop": lambda: loop(task, per_unit),
-        "vmap": lambda: vmap(task, per_unit),
+    unit_index, per_unit = units_of(task, kind)
+    make: dict[str, Callable[[], Callable[[], Scores]]] = {
+        "ours": lambda: lambda: ours(task, unit_index),
+        "loop": lambda: lambda: loop(task, per_unit),
+        "vmap": lambda: lambda: vmap(task, per_unit),
+        "opacus": lambda: opacus(task),
+        "captum": lambda: captum(task),
+        "dattri": lambda: dattri(task),
     }
-    if kind == "rows":
-        peers = {"opacus": opacus, "captum": captum, "dattri": dattri}
-        found |= {
-            name: make(task)
-            for name, make in peers.items()
-            if importlib.util.find_spec(name) is not None
-        }
-    return found
+    return {
+        name: make[name]()
+        for name in TASKS[kind]
+        if importlib.util.find_spec(PEERS.get(name, "torch")) is not None
+    }
 
 
 def difference(name: str, found: Scores, expected: Scores, cache_norm: float) -> float:
@@ -246,51 +273,116 @@ def difference(name: str, found: Scores, expected: Scores, cache_norm: float) ->
 
 
 def print_memory(kind: str, name: str, n_rows: int, chunk: int) -> None:
-    """Print by how many bytes the peak resident size rises; for a process of its own."""
-    cases(Task(ROWS_PER_OBJECT, ROWS_PER_OBJECT), kind)[name]()
+    """Print two rises of the peak resident size, alone and with a step; for a process of its own.
+
+    Two more cases are `forward`, a forward pass with its graph, and `step`.
+    """
+
+    def runs(task: Task) -> list[Callable[[], object]]:
+        if name in ("forward", "step"):
+            return [getattr(task, name)]
+        alone = cases(task, kind)[name]
+        unit_index, _ = units_of(task, kind)
+        if name == "ours":
+            return [alone, lambda: ours(task, unit_index, in_step=True)]
+        return [alone, lambda: (alone(), task.step())]
+
+    for run in runs(Task(ROWS_PER_OBJECT, ROWS_PER_OBJECT)):
+        run()
     task = Task(n_rows, chunk)
-    run = cases(task, kind)[name]
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
-    before = _resident("VmRSS")
-    run()
-    print(max(4096, _resident("VmHWM") - before))  # a page at least, so that ratios exist
+    for run in runs(task):
+        print(peak_rise_bytes(run))
+        task.head.zero_grad()
 
 
-def _resident(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
-def measure_memory(kind: str, name: str, n_rows: int, chunk: int) -> int:
-    """Measure a case in a new process whose freed blocks go back to the system at once."""
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
-    command = [sys.executable, __file__, "--memory-of", kind, name]
-    command += ["--rows", str(n_rows), "--chunk", str(chunk)]
-    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    return int(done.stdout.split()[-1])
+def measure_memory(kind: str, name: str, n_rows: int, chunk: int) -> list[int]:
+    """Return what `print_memory` prints in a new process."""
+    sizes = "--rows", str(n_rows), "--chunk", str(chunk)
+    return numbers_of_new_process(__file__, "--memory-of", kind, name, *sizes)
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
     """Return the Markdown table of the README, made from the result alone."""
-    lines = [
-        "| case | every proposal a unit | extra memory | 64 objects of 8 | extra memory |",
-        "|---" * 5 + "|",
-    ]
-    by_case: dict[str, dict[str, Any]] = {}
-    for row in result["rows"]:
-        by_case.setdefault(row["case"], {})[row["task"]] = row
-    for case, by_task in by_case.items():
+    titles = {
+        "rows": "every proposal a unit", "objects": "64 objects of 8", "few": "16 proposals",
+    }  # fmt: skip
+    measured = [row for row in result["rows"] if "missing" not in row]
+    tasks = [task for task in titles if any(row["task"] == task for row in measured)]
+    memory = {"peak_extra_bytes": "extra memory", "above_step_bytes": "beside a step"}
+    keys = [key for key in memory if all(key in row for row in measured)]
+    heads = [head for task in tasks for head in (titles[task], *(memory[key] for key in keys))]
+    lines = [f"| case | {' | '.join(heads)} |", "|---" * (1 + len(heads)) + "|"]
+    found = {(row["case"], row["task"]): row for row in measured}
+    for case in dict.fromkeys(row["case"] for row in result["rows"]):
         cells = [case]
-        for task in ("rows", "objects"):
-            row = by_task.get(task)
-            missing = row is None or row.get("missing")
-            cells += (
-                ["-", "-"]
-                if missing
-                else [f"{row['median_s']:.2f} s", f"{row['peak_extra_bytes'] / 1e6:,.0f} MB"]
-            )
+        for task in tasks:
+            row = found.get((case, task))
+            if row is None:
+                cells += ["-"] * (1 + len(keys))
+            else:
+                cells += [
+                    f"{row['median_s']:.2f} s",
+                    *(f"{row[key] / 1e6:,.0f} MB" for key in keys),
+                ]
         lines.append(f"| {' | '.join(cells)} |")
     return {"peers": "\n".join(lines)}
+
+
+def measure(kind: str, names: Sequence[str], n_rows: int, chunk: int, rounds: int) -> Measured:
+    """Compare the scores of all cases of one task, and measure their time and memory."""
+    task = Task(n_rows, chunk)
+    chosen = {name: run for name, run in cases(task, kind).items() if name in names}
+    expected = chosen["ours"]()
+    cache_norm = task.cache.norm()
+    worst = max(difference(name, run(), expected, cache_norm) for name, run in chosen.items())
+    (forward_bytes,), (step_bytes,) = (
+        measure_memory(kind, name, n_rows, chunk) for name in ("forward", "step")
+    )
+    rows = []
+    # Every case has just run once, which warms it up.
+    for name, timing in time_in_turn(chosen, rounds=rounds, warmup=0).items():
+        low, median, high = timing.quantiles_s()
+        alone, with_step = measure_memory(kind, name, n_rows, chunk)
+        rows.append(
+            {
+                "task": kind,
+                "case": name,
+                "n_rows": n_rows,
+                "chunk": chunk // 4 if name == "dattri" else chunk,
+                "n_threads": N_THREADS,
+                "median_s": median,
+                "q20_s": low,
+                "q80_s": high,
+                "peak_extra_bytes": alone,
+                "above_step_bytes": max(0, with_step - step_bytes),
+                "forward_bytes": forward_bytes,
+                "step_bytes": step_bytes,
+            }
+        )
+        memory = " ".join(f"{n / 1e6:9.1f}" for n in (alone, with_step, step_bytes, forward_bytes))
+        print(f"{kind:<8}{name:<8}{median:8.3f} s {memory} MB", flush=True)
+    return rows, worst
+
+
+def headline_of(rows: list[dict[str, Any]], parameter_bytes: int) -> dict[str, float]:
+    """Return every case's time and memory as multiples of ours."""
+    found: dict[str, float] = {}
+    ours_of = {row["task"]: row for row in rows if row["case"] == "ours"}
+    for row in rows:
+        own = ours_of[row["task"]]
+        if row is own:
+            continue
+        name = row["case"] if row["task"] == "rows" else f"{row['task']}_{row['case']}"
+        found[f"{name}_over_ours_time"] = row["median_s"] / own["median_s"]
+        if row["task"] != "few":  # there ours is a matter of single pages
+            found[f"{name}_over_ours_memory"] = row["peak_extra_bytes"] / own["peak_extra_bytes"]
+    own = ours_of["rows"]
+    # What the gradients alone would take if they were held at once, as without chunks.
+    all_gradients = own["n_rows"] * parameter_bytes
+    found["unchunked_over_ours_memory"] = all_gradients / own["peak_extra_bytes"]
+    for name in ("peak_extra_bytes", "above_step_bytes", "forward_bytes", "step_bytes"):
+        found[f"ours_{name}"] = own[name]
+    return found
 
 
 def main() -> None:
@@ -318,54 +410,22 @@ def main() -> None:
             "packages/bsgal-score/tests/test_ghost.py",
             "packages/bsgal-score/tests/test_ghost_ops.py",
         )
-    task = Task(n_rows, chunk)
-    cache_norm = task.cache.norm()
     rows: list[dict[str, Any]] = []
     worst = 0.0
-    medians: dict[tuple[str, str], float] = {}
-    memory: dict[tuple[str, str], int] = {}
-    for kind in ("rows", "objects"):
-        left_out = PEERS.keys() - arguments.peers
-        chosen = {n: run for n, run in cases(task, kind).items() if n not in left_out}
-        expected = chosen["ours"]()
-        for name, run in chosen.items():
-            worst = max(worst, difference(name, run(), expected, cache_norm))
-        # Every case has just run once, which warms it up.
-        for name, timing in time_in_turn(chosen, rounds=rounds, warmup=0).items():
-            low, median, high = timing.quantiles_s()
-            medians[kind, name] = median
-            memory[kind, name] = measure_memory(kind, name, n_rows, chunk)
-            rows.append(
-                {
-                    "task": kind,
-                    "case": name,
-                    "n_rows": n_rows,
-                    "chunk": chunk // 4 if name == "dattri" else chunk,
-                    "n_threads": N_THREADS,
-                    "median_s": median,
-                    "q20_s": low,
-                    "q80_s": high,
-                    "peak_extra_bytes": memory[kind, name],
-                }
-            )
-            extra_mb = memory[kind, name] / 1e6
-            print(f"{kind:<8}{name:<8}{median:8.3f} s{extra_mb:10.1f} MB", flush=True)
+    for kind in TASKS:
+        own_rows = n_rows_of(kind, n_rows)
+        names = ("ours", "loop", *arguments.peers)
+        found, difference_found = measure(kind, names, own_rows, min(chunk, own_rows), rounds)
+        rows += found
+        worst = max(worst, difference_found)
+    headline = {"max_rel_diff": worst, "chunk": chunk, "n_rows": n_rows}
+    parameters = Task(1, 1).parameters.values()
+    headline |= headline_of(rows, sum(4 * p.numel() for p in parameters))
     for name, library in PEERS.items():
         if name not in arguments.peers:
-            rows.append({"task": "rows", "case": name, "missing": "left out of this run"})
+            rows.append({"task": "few", "case": name, "missing": "left out of this run"})
         elif importlib.util.find_spec(library) is None:
-            rows.append({"task": "rows", "case": name, "missing": f"{library} is not installed"})
-    all_gradients = n_rows * sum(4 * p.numel() for p in task.parameters.values())
-    headline: dict[str, float] = {"max_rel_diff": worst, "chunk": chunk, "n_rows": n_rows}
-    for kind, prefix in (("rows", ""), ("objects", "objects_")):
-        for (own_kind, name), median in medians.items():
-            if own_kind == kind and name != "ours":
-                headline[f"{prefix}{name}_over_ours_time"] = median / medians[kind, "ours"]
-                headline[f"{prefix}{name}_over_ours_memory"] = (
-                    memory[kind, name] / memory[kind, "ours"]
-                )
-    # What the gradients alone would take if they were held at once, as without chunks.
-    headline["unchunked_over_ours_memory"] = all_gradients / memory["rows", "ours"]
+            rows.append({"task": "few", "case": name, "missing": f"{library} is not installed"})
     if arguments.quick:
         print(json.dumps(headline, indent=1))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ def peak_rise_bytes(run: Callable[[], object]) -> int:
 
     At least one page, so that ratios exist. Linux only.
     """
+    gc.collect()  # what an earlier run left behind is not there before this one
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before = _resident_bytes("VmRSS")
     run()

@@ -94,7 +94,8 @@ def ghost_dot(
 ) -> Tensor:
     """Return ⟨C, G_i⟩ for every unit i, where G_i = Σ δ_r a_rᵀ over its rows is never formed.
 
-    A linear map z = W a gives a unit the gradient G_i, so the dot product is Σ δ_rᵀ C a_r.
+    A linear map z = W a gives a unit the gradient G_i, so the dot product is Σ δ_rᵀ C a_r. Products
+    are IEEE fp32; in torch they follow `torch.set_float32_matmul_precision`, whose default is that.
 
     Args:
         weights: C, (n_outputs, n_inputs); float32, bfloat16, float16 or (torch only) float64.
