@@ -1,18 +1,22 @@
 """Compare the selection modes on long-tailed data with a pool that holds planted defects.
 
-Every arm continues the shipped detector on the built-in set, with the same steps, batches and
-pasted instances per seed; only what is trained on of them differs. Of the pool a known part is
+Every arm trains the shipped detector on the built-in set, after its classifier has forgotten the
+rare categories: what it learns of them, it learns from one to three real images of each and from
+the pool. Steps, batches and pasted instances are the same per seed; only what is trained on of them
+differs. Of the pool a known part is
 spoilt: of another category, with a broken mask, or noise instead of the object. So beside mask AP
 there is how well an arm finds the defects.
 
-The arm `paste_random` accepts the share that `instance` accepted with the same seed. The arm
-`paste_filtered` pastes everything of a pool from which the instances were dropped that a
-salient-object model agrees with least, as many as are spoilt. Where a mode costs more time per step
-than `paste_all`, the arm `<arm>@wall` repeats it with as many steps fewer as fit the time that
-`paste_all` takes.
+The arm `paste_clean` pastes the pool without its spoilt instances: what perfect judgement of the
+defects would be worth. The arm `paste_random` accepts the share that `instance` accepted with the
+same seed. The arm `paste_filtered` pastes everything of a pool from which the instances were
+dropped that a salient-object model agrees with least, as many as are spoilt. Where a mode costs
+more time per step than `paste_all`, the arm `<arm>@wall` repeats it with as many steps fewer as fit
+the time that `paste_all` takes.
 
 Each (arm, seed) is a folder in `--state`; a finished one is not run again, and a killed one goes on
-from its checkpoint.
+from its checkpoint. So several processes may share the work, each with seeds of its own, before one
+with all seeds writes the result.
 """
 
 from __future__ import annotations
@@ -20,29 +24,40 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from _harness import require_tests, write_result
 
-INSTANCE = ["selection.mode=instance", "selection.threshold=0"]
+IN_BATCH = ["selection.mode=instance", "selection.reference=in_batch", "selection.policy=fixed"]
+HYBRID = ["selection.mode=instance", "selection.reference=hybrid", "selection.policy=fixed"]
+STEP = ["selection.form=step"]
+ROWWISE = ["selection.rowwise=true"]
+ZERO = ["selection.threshold=0"]
 # Arm: overrides of the recipe `builtin_continue`, apart from pool and seed.
 ARMS: dict[str, list[str]] = {
     "none": ["selection.mode=none"],
     "paste_all": ["selection.mode=paste_all"],
+    "paste_clean": ["selection.mode=paste_all"],
     "paste_filtered": ["selection.mode=paste_all"],
     "paper": ["selection.mode=paper"],
     "batch": ["selection.mode=batch"],
-    "instance": INSTANCE,
-    "instance_heads": [*INSTANCE, "selection.layers=heads"],
-    "instance_rowwise": [*INSTANCE, "selection.rowwise=true"],
-    "instance_step": [*INSTANCE, "selection.form=step"],
-    "instance_step_rowwise": [*INSTANCE, "selection.form=step", "selection.rowwise=true"],
-    "instance_hybrid": [*INSTANCE, "selection.reference=hybrid"],
-    "instance_hybrid_step": [*INSTANCE, "selection.reference=hybrid", "selection.form=step"],
-    "instance_quantile": ["selection.mode=instance", "selection.policy=quantile"],
+    "instance": [
+        "selection.mode=instance",
+        "selection.reference=own_class",
+        "selection.policy=like_real",
+    ],
+    "in_batch": [*IN_BATCH, *ZERO],
+    "in_batch_rowwise": [*IN_BATCH, *ZERO, *ROWWISE],
+    "in_batch_step": [*IN_BATCH, *ZERO, *STEP],
+    "in_batch_step_rowwise": [*IN_BATCH, *ZERO, *STEP, *ROWWISE],
+    "hybrid": [*HYBRID, *ZERO],
+    "hybrid_rowwise": [*HYBRID, *ZERO, *ROWWISE],
+    "hybrid_step": [*HYBRID, *ZERO, *STEP],
+    "hybrid_step_rowwise": [*HYBRID, *ZERO, *STEP, *ROWWISE],
     "paste_random": ["selection.mode=paste_random"],
 }
 METRICS = ("ap", "apr", "apc", "apf")
@@ -57,8 +72,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--state", type=Path, required=True, help="folder of all runs")
     parser.add_argument("--quick", action="store_true", help="three arms, two seeds, two steps")
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds (default 5)")
-    parser.add_argument("--steps", type=int, default=200, help="steps of a run (default 200)")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="seeds (default 0 to 4)"
+    )
+    parser.add_argument("--steps", type=int, default=120, help="steps of a run (default 120)")
     parser.add_argument("--batch-size", type=int, default=8, help="images per step (default 8)")
     parser.add_argument("--per-category", type=int, default=30, help="instances (default 30)")
     parser.add_argument(
@@ -71,13 +88,13 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.arms = ["none", "instance", "paste_random"]
-        arguments.seeds, arguments.steps, arguments.batch_size = 2, 2, 2
+        arguments.seeds, arguments.steps, arguments.batch_size = [0, 1], 2, 2
         arguments.per_category = 2
     else:
         require_tests("packages/bsgal-train/tests/selection")
     study = Study(arguments)
     arms = [arm for arm in arguments.arms if arm != "paste_random"]
-    for seed in range(arguments.seeds):
+    for seed in arguments.seeds:
         for arm in arms:
             study.run(arm, seed)
         if "paste_random" in arguments.arms:
@@ -111,9 +128,15 @@ class Study:
         self._folder: Path = arguments.state
         self._done: list[tuple[str, int]] = []
         ensure_builtin_dataset(self._folder / "dataset")
+        self._start = forget_rare(self._folder)
         self._pool = make_pool(self._folder, arguments.pool, arguments.per_category)
         self._filtered = filter_pool(self._pool, self._folder / f"{self._pool.name}-filtered")
         self._planted = json.loads((self._pool / "planted.json").read_text(encoding="utf-8"))
+        self._clean = copy_pool(
+            self._pool,
+            self._folder / f"{self._pool.name}-clean",
+            lambda entry: entry["instance_id"] not in self._planted,
+        )
 
     def run(self, arm: str, seed: int) -> None:
         """Train and evaluate one arm, unless that is done."""
@@ -125,13 +148,17 @@ class Study:
         if outcome.is_file():
             return
         mode = arm.removesuffix(WALL)
-        pool = self._filtered if mode == "paste_filtered" else self._pool
+        pools = {"paste_clean": self._clean, "paste_filtered": self._filtered}
+        pool = pools.get(mode, self._pool)
         steps = self._options.steps
         if arm.endswith(WALL):
             ratio = self._outcome(mode, seed)["step_s"] / self._outcome("paste_all", seed)["step_s"]
             steps = max(1, round(steps / ratio))
         changes = [
             f"data.builtin_root={self._folder / 'dataset'}",
+            f"detector.init={self._start}",
+            # The rate of the detector's own training: there is much to learn again.
+            "optimizer.lr=1e-3",
             f"paste.pool={pool}",
             f"schedule.n_steps={steps}",
             f"schedule.batch_size={self._options.batch_size}",
@@ -140,7 +167,7 @@ class Study:
             *ARMS[mode],
         ]
         if mode == "paste_random" and "instance" in self._options.arms:
-            changes.append(f"selection.kept_share={self._outcome('instance', seed)['accepted']}")
+            changes.append(f"selection.kept_share={self._verdicts('instance', seed)['accepted']}")
         recipe = load_recipe("builtin_continue").override(*changes)
         result = train(recipe, self._path(arm, seed))
         assert result.evaluation is not None, "the built-in set has validation images"
@@ -151,27 +178,27 @@ class Study:
             "steps": steps,
             "step_s": result.step_s,
             **{name: none_to_nan(getattr(metrics, name)) for name in METRICS},
-            **self._verdicts(arm, seed),
         }
         outcome.write_text(json.dumps(found), encoding="utf-8")
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}, flush=True)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per run, then one per arm with means, spread and paired tests."""
-        runs = [self._outcome(arm, seed) for arm, seed in self._done]
+        runs = [self._outcome(arm, seed) | self._verdicts(arm, seed) for arm, seed in self._done]
         return [*runs, *summaries(runs)]
 
     def _verdicts(self, arm: str, seed: int) -> dict[str, float]:
         """Return the accepted share of instances, and how well rejection finds the defects."""
         from bsgal_train.decision_log import read_decisions
 
-        judged = [
-            (row["verdict"] != "accept", self._planted.get(row["instance_id"]))
+        log = [
+            {**row, "defect": self._planted.get(row["instance_id"])}
             for row in read_decisions(self._path(arm, seed) / "decisions").to_pylist()
             if row["verdict"] in ("accept", "reject", "nonfinite")
         ]
-        if not judged:
+        if not log:
             return {}
+        judged = [(row["verdict"] != "accept", row["defect"]) for row in log]
         rejected = [defect for is_rejected, defect in judged if is_rejected]
         spoilt = [is_rejected for is_rejected, defect in judged if defect is not None]
         found = {
@@ -179,6 +206,7 @@ class Study:
             "defect_precision": share(defect is not None for defect in rejected),
             "defect_recall": share(spoilt),
             "rejected_of_good": share(is_rejected for is_rejected, d in judged if d is None),
+            "defect_auc": ranked_below(log),
         }
         for kind in sorted(set(self._planted.values())):
             found[f"recall_{kind}"] = share(is_rejected for is_rejected, d in judged if d == kind)
@@ -191,6 +219,37 @@ class Study:
 
     def _path(self, arm: str, seed: int) -> Path:
         return self._folder / f"{arm}-{seed}"
+
+
+def forget_rare(folder: Path) -> Path:
+    """Store the shipped detector with fresh classifier rows for the rare categories."""
+    import torch
+
+    from bsgal_train.annotations import LvisAnnotations
+    from bsgal_train.detector import build_detector, load_weights, save_detector
+    from bsgal_train.recipes import load_recipe
+
+    dataset, start = folder / "dataset", folder / "start"
+    if start.is_dir():
+        return start
+    annotations = LvisAnnotations.load(dataset / "annotations/lvis_train.json", dataset / "images")
+    names = [category.name for category in annotations.categories]
+    config = load_recipe("builtin_continue").detector
+    torch.manual_seed(0)
+    fresh: Any = build_detector(config, len(names))
+    detector: Any = build_detector(config, len(names))
+    load_weights(detector, "baseline", names)
+    rare = torch.tensor([category.frequency == "r" for category in annotations.categories])
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            rows, its_fresh = (
+                getattr(one.roi_heads.box_predictor.cls_score, name) for one in (detector, fresh)
+            )
+            rows[rare] = its_fresh[rare]
+    partial = folder / "start.partial"
+    save_detector(partial, detector, config, names)
+    partial.rename(start)
+    return start
 
 
 def make_pool(folder: Path, kind: str, per_category: int) -> Path:
@@ -259,19 +318,24 @@ def filter_pool(pool: Path, folder: Path) -> Path:
         found, own = np.asarray(soft) >= 0.5, alpha[..., 0] >= 0.5
         overlaps.append((found & own).sum() / max((found | own).sum(), 1))
     planted = json.loads((pool / "planted.json").read_text(encoding="utf-8"))
-    kept = set(np.argsort(overlaps)[len(planted) :].tolist())
-    for k, entry in enumerate(entries):
-        entry["file"] = str((pool / entry["file"]).resolve())
-        entry["status"] = "kept" if k in kept else "dropped"
-    folder.mkdir(parents=True, exist_ok=True)
-    for entry in entries:
-        source = Path(entry["file"])
-        entry["file"] = f"instances/{source.parent.name}/{source.name}"
-        (folder / entry["file"]).parent.mkdir(parents=True, exist_ok=True)
-        (folder / entry["file"]).write_bytes(source.read_bytes())
-    lines = "".join(json.dumps(entry) + "\n" for entry in entries)
-    (folder / "manifest.jsonl").write_text(lines, encoding="utf-8")
-    (folder / "meta.json").write_text((pool / "meta.json").read_text(encoding="utf-8"))
+    dropped = np.argsort(overlaps)[: len(planted)]
+    unlike = {entries[k]["instance_id"] for k in dropped}
+    return copy_pool(pool, folder, lambda entry: entry["instance_id"] not in unlike)
+
+
+def copy_pool(pool: Path, folder: Path, keep: Callable[[dict[str, Any]], bool]) -> Path:
+    """Copy the instances of a pool that `keep` is true of; or find the copy there."""
+    if (folder / "meta.json").is_file():
+        return folder
+    kept = []
+    for line in (pool / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
+        entry = json.loads(line)
+        if keep(entry):
+            kept.append(line + "\n")
+            (folder / entry["file"]).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(pool / entry["file"], folder / entry["file"])
+    (folder / "manifest.jsonl").write_text("".join(kept), encoding="utf-8")
+    shutil.copyfile(pool / "meta.json", folder / "meta.json")
     return folder
 
 
@@ -322,10 +386,24 @@ def headline_of(rows: Sequence[dict[str, Any]]) -> dict[str, float | int | str]:
             if name in row:
                 headline[f"{name}_{arm}"] = round(100 * row[name], 2)
                 headline[f"{name}_{arm}_std"] = round(100 * row[f"{name}_std"], 2)
-        for name in ("defect_precision", "defect_recall", "accepted"):
+        for name in ("defect_auc", "defect_precision", "defect_recall", "accepted"):
             if name in row:
                 headline[f"{name}_{arm}"] = round(row[name], 3)
     return headline
+
+
+def ranked_below(log: Sequence[dict[str, Any]]) -> float:
+    """Return the share of pairs in which a spoilt instance scores below a good one; ties half."""
+    from scipy.stats import mannwhitneyu
+
+    scored = [row for row in log if row["contribution"] is not None]
+    good, spoilt = (
+        [row["contribution"] for row in scored if (row["defect"] is None) is is_good]
+        for is_good in (True, False)
+    )
+    if not good or not spoilt:
+        return math.nan
+    return float(mannwhitneyu(good, spoilt).statistic) / (len(good) * len(spoilt))
 
 
 def share(values: Any) -> float:
@@ -354,9 +432,9 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
         "|---|---|---|---|---|---|---|",
     ]
     defects = [
-        "| arm | accepted | defects among rejected | defects rejected | wrong category | "
-        "broken mask | noise | good rejected |",
-        "|---|---|---|---|---|---|---|---|",
+        "| arm | defect scores below good | accepted | defects among rejected | defects rejected | "
+        "wrong category | broken mask | noise | good rejected |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in arms:
         test = "-"
@@ -368,8 +446,8 @@ def tables(result: dict[str, Any]) -> dict[str, str]:
         )
         if "accepted" in row:
             names = (
-                "accepted", "defect_precision", "defect_recall", "recall_wrong_category",
-                "recall_broken_mask", "recall_noise", "rejected_of_good",
+                "defect_auc", "accepted", "defect_precision", "defect_recall",
+                "recall_wrong_category", "recall_broken_mask", "recall_noise", "rejected_of_good",
             )  # fmt: skip
             found = " | ".join(part(row, name) for name in names)
             defects.append(f"| {row['arm']} | {found} |")

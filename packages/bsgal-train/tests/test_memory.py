@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from bsgal_train import memory, run
+from bsgal_train import assembly, memory
 from bsgal_train.errors import TooLittleMemoryError
 from bsgal_train.memory import available_bytes, check_memory
 from bsgal_train.recipe import Recipe
@@ -13,12 +13,17 @@ from bsgal_train.run import train
 
 
 class Detector(nn.Module):
-    """A million trainable parameters, a quarter of them in the heads, and frozen ones."""
+    """A million trainable parameters, a quarter of them in the heads, and frozen ones.
+
+    A tenth is the class layer.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.backbone = nn.Linear(750, 1000, bias=False)
-        self.roi_heads = nn.Linear(250, 1000, bias=False)
+        predictor = nn.ModuleDict({"cls_score": nn.Linear(100, 1000, bias=False)})
+        box_head = nn.Linear(150, 1000, bias=False)
+        self.roi_heads = nn.ModuleDict({"box_predictor": predictor, "box_head": box_head})
         self.frozen = nn.Linear(1000, 1000, bias=False).requires_grad_(False)
 
 
@@ -32,8 +37,11 @@ def recipe(tiny_recipe: Recipe) -> Recipe:
     [
         (("selection.mode=paste_all",), 12_000_000),
         (("selection.mode=paper",), 20_000_000),
-        (("selection.mode=instance",), 14_000_000),
-        (("selection.mode=instance", "selection.cache_dtype=bf16"), 13_500_000),
+        (("selection.mode=image",), 14_000_000),
+        (("selection.mode=image", "selection.cache_dtype=bf16"), 13_500_000),
+        (("selection.mode=instance", "selection.reference=in_batch"), 14_000_000),
+        # Of the region heads, the class layer alone.
+        (("selection.mode=instance",), 12_400_000),
     ],
 )
 def test_what_a_run_is_sure_to_need_is_refused_one_byte_below(
@@ -57,7 +65,7 @@ def test_the_message_says_what_would_fit(recipe: Recipe, monkeypatch: pytest.Mon
     ):
         check_memory(recipe, Detector(), 3_000_000)
     with pytest.raises(TooLittleMemoryError, match=r"Alternatives: selection\.cache_dtype=bf16"):
-        check_memory(recipe.override("selection.mode=instance"), Detector(), 3_000_000)
+        check_memory(recipe.override("selection.mode=image"), Detector(), 3_000_000)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     with pytest.raises(TooLittleMemoryError, match="fewer --processes on this machine"):
         check_memory(recipe, Detector(), 3_000_000)
@@ -91,7 +99,7 @@ def test_the_tighter_of_machine_and_container_counts(
 def test_a_run_that_cannot_fit_does_not_begin(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(assembly, "available_bytes", lambda: 1000)
 
     with pytest.raises(TooLittleMemoryError, match="gradient cache"):
         train(recipe, tmp_path / "out")

@@ -100,10 +100,23 @@ def test_settings_left_to_the_mode_are_resolved() -> None:
         return config.effective_threshold, config.effective_decay, config.effective_losses
 
     assert resolved(mode="paper") == (-0.05, 0.1, ("cls",))
-    assert resolved(mode="instance") == (-0.05, 0.9, ("cls", "box", "mask"))
+    assert resolved(mode="image") == (-0.05, 0.9, ("cls", "box", "mask"))
     assert resolved(mode="instance", form="step")[0] == 0.0
     assert resolved(mode="oracle")[0] == 0.0
     assert resolved(mode="batch", threshold=0.2, decay=0.5, losses=("box",)) == (0.2, 0.5, ("box",))
+
+
+def test_the_reference_follows_the_mode_and_the_policy_the_reference() -> None:
+    def resolved(**options: Any) -> tuple[str, str]:
+        config = SelectionConfig(**options)
+        return config.effective_reference, config.effective_policy
+
+    assert resolved(mode="instance") == ("own_class", "like_real")
+    assert resolved(mode="instance", threshold=0.5) == ("own_class", "fixed")
+    assert resolved(mode="instance", policy="quantile") == ("own_class", "quantile")
+    assert resolved(mode="instance", form="step") == ("in_batch", "fixed")
+    assert resolved(mode="instance", reference="hybrid") == ("hybrid", "fixed")
+    assert resolved(mode="image") == ("in_batch", "fixed")
 
 
 def test_optional_settings_are_overridden_and_saved() -> None:
@@ -111,6 +124,9 @@ def test_optional_settings_are_overridden_and_saved() -> None:
     assert recipe.selection.threshold == 0.25
     assert recipe.selection.losses == ("cls", "mask")
     assert recipe.override("selection.threshold=null").selection.threshold is None
+    chosen = recipe.override("selection.reference=hybrid")
+    assert chosen.selection.reference == "hybrid"
+    assert chosen.override("selection.reference=null").selection.reference is None
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
 
 
@@ -126,6 +142,7 @@ def test_optional_settings_are_overridden_and_saved() -> None:
         (['selection.losses=["class"]'], "must be one of cls, box, mask"),
         (["selection.threshold_by_group=[0.1]"], "needs three values, for r, c and f"),
         (["selection.per_group=true"], "selection.mode=instance"),
+        (["selection.mode=instance", "selection.layers=heads"], "selection.reference=in_batch"),
         (["selection.refrence=hybrid"], "the nearest is `selection.reference`"),
     ],
 )

@@ -76,6 +76,8 @@ def _cache_bytes(recipe: Recipe, detector: nn.Module) -> int:
     if selection.mode == "paper":
         # Of everything, in fp32, as released; and the gradient that is compared with it.
         return 2 * _BYTES_OF_CACHE["fp32"] * _count(detector, "")
+    if selection.effective_reference == "own_class":
+        return _BYTES_OF_CACHE["fp32"] * _count(detector, "roi_heads.box_predictor", "cls_score.")
     n_cached = _count(detector, "roi_heads.")
     return (_BYTES_OF_CACHE[selection.cache_dtype] + _BYTES_OF_CACHE["fp32"]) * n_cached
 
@@ -87,7 +89,7 @@ def _alternatives(recipe: Recipe, cache: int) -> list[str]:
         options.append(
             "selection.mode=batch or instance, which compare gradients of the region heads only"
         )
-    elif cache and selection.cache_dtype == "fp32":
+    elif cache and selection.cache_dtype == "fp32" and selection.effective_reference != "own_class":
         options.append("selection.cache_dtype=bf16, which halves the cache")
     if cache:
         options.append("selection.mode=paste_all, which needs no cache")
@@ -97,11 +99,12 @@ def _alternatives(recipe: Recipe, cache: int) -> list[str]:
     return options
 
 
-def _count(detector: nn.Module, prefix: str) -> int:
+def _count(detector: nn.Module, prefix: str, part: str = "") -> int:
+    """Count the trainable parameters whose names begin with a prefix and hold a part."""
     return sum(
         parameter.numel()
         for name, parameter in detector.named_parameters()
-        if parameter.requires_grad and name.startswith(prefix)
+        if parameter.requires_grad and name.startswith(prefix) and part in name
     )
 
 

@@ -302,8 +302,11 @@ class SelectionConfig:
             per batch, image or instance; `oracle` measures the loss difference of every instance.
         reference: what real data an instance or image is compared with: `in_batch`, the real
             objects of the step's own images; `class_matched`, real images of the pasted
-            categories, every `refresh_every` steps; `hybrid`, both. `paper` and `batch` are always
-            class-matched.
+            categories, every `refresh_every` steps; `hybrid`, both. `own_class` (`instance` only)
+            compares each instance with real objects of its own class, on its class's row of the
+            classifier: those of the step's images, after `images_per_class` images of every class
+            before the first step. None means `own_class` for cosines of `instance`, else
+            `in_batch`. `paper` and `batch` are always class-matched.
         form: `cosine`; `dot`, in loss units per unit learning rate; `step`, in loss units, the
             predicted effect on the optimizer's next step.
         losses: losses of the region heads that count, of `cls`, `box` and `mask`; empty means
@@ -312,16 +315,20 @@ class SelectionConfig:
             `instance`: `last`, those that give the logits, boxes and masks; or all of the `heads`,
             at the price of a backward pass through them.
         refresh_every: steps between two class-matched references (`paper` takes one each step).
+        images_per_class: real images of every class that `own_class` visits before the first step.
         decay: weight of the old gradient cache at each update; None means 0.1 (released with the
             paper) for `paper` and `batch`, else 0.9.
         rowwise: classifier rows keep their memory in steps without their class.
         cache_dtype: type of the cache; `bf16` halves it.
         policy: `fixed` accepts from `threshold` on; `quantile` accepts the best `kept_share` of
-            the last `window` contributions; `schedule` moves that share linearly over the run.
+            the last `window` contributions; `schedule` moves that share linearly over the run;
+            `like_real` (with `own_class`) accepts what scores as `real_kept_share` of real objects
+            do. None means `like_real` with `own_class` where no threshold is set, else `fixed`.
         threshold: contribution that is needed (`fixed`), or needed until there is a window. None
             means -0.05 (released with the paper) for cosines, and 0 for forms in loss units.
         kept_share: share to accept; at the first step of a `schedule`.
         kept_share_end: share to accept at the last step of a `schedule`.
+        real_kept_share: share of real objects that the threshold of `like_real` would accept.
         window: contributions that a quantile is taken of.
         per_group: keep one window per frequency group; implied by the settings by group. Only
             where single instances are judged.
@@ -339,18 +346,20 @@ class SelectionConfig:
     """
 
     mode: SelectionMode = "none"
-    reference: Literal["in_batch", "class_matched", "hybrid"] = "in_batch"
+    reference: Literal["in_batch", "class_matched", "hybrid", "own_class"] | None = None
     form: ScoreForm = "cosine"
     losses: tuple[LossKind, ...] = ()
     layers: Literal["last", "heads"] = "last"
     refresh_every: int = 16
+    images_per_class: int = 4
     decay: float | None = None
     rowwise: bool = False
     cache_dtype: Literal["fp32", "bf16"] = "fp32"
-    policy: Literal["fixed", "quantile", "schedule"] = "fixed"
+    policy: Literal["fixed", "quantile", "schedule", "like_real"] | None = None
     threshold: float | None = None
     kept_share: float = 0.5
     kept_share_end: float = 0.5
+    real_kept_share: float = 0.99
     window: int = 1000
     per_group: bool = False
     threshold_by_group: tuple[float, ...] = ()
@@ -375,7 +384,19 @@ class SelectionConfig:
             len(set(self.losses)) == len(self.losses),
             f"selection.losses names a loss twice: {self.losses}",
         )
-        shares = (self.kept_share, self.kept_share_end)
+        _require(self.images_per_class >= 0, "selection.images_per_class must be >= 0")
+        _require(
+            self.effective_reference != "own_class" or self._is_own_class_possible,
+            "selection.reference=own_class compares cosines on the last class layer: it needs "
+            "selection.mode=instance, form=cosine, layers=last, losses=[] or [cls], rowwise=false "
+            "and cache_dtype=fp32; with other settings choose selection.reference=in_batch",
+        )
+        _require(
+            self.policy != "like_real" or self.effective_reference == "own_class",
+            "selection.policy=like_real needs scores of real objects, which there are with "
+            "selection.reference=own_class only",
+        )
+        shares = (self.kept_share, self.kept_share_end, self.real_kept_share)
         for share in (*shares, *self.kept_share_by_group, *self.kept_share_end_by_group):
             _require(0 <= share <= 1, f"selection.kept_share... must be in [0, 1], got {share}")
         for name in _BY_GROUP:
@@ -389,6 +410,21 @@ class SelectionConfig:
             f"selection.mode={self.mode} judges several categories at once: settings by frequency "
             "group need selection.mode=instance",
         )
+
+    @property
+    def effective_reference(self) -> str:
+        """The reference, resolved for mode and form."""
+        if self.reference is not None:
+            return self.reference
+        return "own_class" if self.mode == "instance" and self.form == "cosine" else "in_batch"
+
+    @property
+    def effective_policy(self) -> str:
+        """The policy, resolved for the reference."""
+        if self.policy is not None:
+            return self.policy
+        is_set = self.threshold is not None or bool(self.threshold_by_group)
+        return "like_real" if self.effective_reference == "own_class" and not is_set else "fixed"
 
     @property
     def effective_losses(self) -> tuple[LossKind, ...]:
@@ -410,6 +446,17 @@ class SelectionConfig:
         if self.threshold is not None:
             return self.threshold
         return -0.05 if self.form == "cosine" and self.mode != "oracle" else 0.0
+
+    @property
+    def _is_own_class_possible(self) -> bool:
+        return (
+            self.mode == "instance"
+            and self.form == "cosine"
+            and self.layers == "last"
+            and self.losses in ((), ("cls",))
+            and not self.rowwise
+            and self.cache_dtype == "fp32"
+        )
 
     @property
     def is_per_group(self) -> bool:
@@ -529,6 +576,9 @@ class Recipe:
 
 
 def _parse(text: str, annotation: Any, key: str) -> Any:
+    inner = _unless_none(annotation)
+    if inner is not None:
+        return None if text == "null" else _parse(text, inner, key)
     if annotation is str or typing.get_origin(annotation) is Literal:
         return _checked(text, annotation, key)
     try:
@@ -540,10 +590,10 @@ def _parse(text: str, annotation: Any, key: str) -> Any:
 
 def _checked(value: Any, annotation: Any, key: str) -> Any:
     """Return `value` in the declared type, or raise naming the key and what it takes."""
-    origin = typing.get_origin(annotation)
-    if origin is types.UnionType:
-        (inner,) = (one for one in typing.get_args(annotation) if one is not types.NoneType)
+    inner = _unless_none(annotation)
+    if inner is not None:
         return None if value is None else _checked(value, inner, key)
+    origin = typing.get_origin(annotation)
     if origin is Literal:
         choices = typing.get_args(annotation)
         if value not in choices:
@@ -562,3 +612,12 @@ def _checked(value: Any, annotation: Any, key: str) -> Any:
     raise ValueError(
         f"recipe key `{key}` takes {getattr(annotation, '__name__', annotation)}, got {value!r}"
     )
+
+
+def _unless_none(annotation: Any) -> Any:
+    """Return X of `X | None`; None for a type that does not take None."""
+    # `Literal[...] | None` is of another kind than `float | None` before Python 3.14.
+    if typing.get_origin(annotation) not in (types.UnionType, typing.Union):
+        return None
+    (inner,) = (one for one in typing.get_args(annotation) if one is not types.NoneType)
+    return inner

@@ -36,7 +36,18 @@ CASES: dict[str, dict[str, Any]] = {
         "detector": {},
     },
     "paper-rejecting": {"selection": {"mode": "paper", "threshold": 0.9}, "detector": {}},
-    "centernet2-instance": {"selection": {"mode": "instance"}, "detector": CENTERNET2},
+    "own-class": {
+        "selection": {"mode": "instance"},
+        "detector": {},
+    },
+    "centernet2-own-class": {
+        "selection": {"mode": "instance"},
+        "detector": CENTERNET2,
+    },
+    "centernet2-in-batch": {
+        "selection": {"mode": "instance", "reference": "in_batch"},
+        "detector": CENTERNET2,
+    },
     "centernet2-paper-federated": {
         "selection": {"mode": "paper"},
         "detector": {**CENTERNET2, "federated_classes": 2},

@@ -23,7 +23,9 @@ def build(
     detector: Any, reference: ClassMatchedReference, mode: Any = "instance", /, **options: Any
 ) -> SelectionStep:
     recipe = Recipe(
-        selection=SelectionConfig(mode=mode, **{"layers": "heads", **options}),
+        selection=SelectionConfig(
+            mode=mode, **{"reference": "in_batch", "layers": "heads", **options}
+        ),
         paste=PasteConfig(pool="pool"),
     )
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
@@ -312,7 +314,7 @@ def test_row_wise_memory_keeps_rows_of_absent_classes(
         .gt_classes[s.pasted["instances"].gt_source == REAL]
         .tolist()
     }
-    row_updates = step.state_dict()["cache"]["row_updates"]
+    row_updates = step.state_dict()["scoring"]["cache"]["row_updates"]
 
     assert row_updates
     for updates in row_updates.values():

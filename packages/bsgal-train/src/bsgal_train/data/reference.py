@@ -34,13 +34,16 @@ class ClassMatchedReference:
         crop: How a crop is drawn.
 
     Attributes:
+        drawable: Indices of the classes that are in some image.
+        frequencies: Frequency group of every class.
         skipped: How often each image that cannot be read was drawn, by message.
     """
 
     def __init__(self, annotations: LvisAnnotations, crop: RandomCrop) -> None:
         self._crops = RealCrops(annotations, crop)
         self._image_indices = annotations.image_indices_of_class
-        self._drawable = [i for i, images in enumerate(self._image_indices) if len(images)]
+        self.drawable = [i for i, images in enumerate(self._image_indices) if len(images)]
+        self.frequencies = [category.frequency for category in annotations.categories]
         self.skipped: Counter[str] = Counter()
 
     def batch(
@@ -65,10 +68,25 @@ class ClassMatchedReference:
             self._one(sample, np.random.default_rng([seed, sample.position])) for sample in samples
         ]
 
+    def of_classes(
+        self, class_indices: Sequence[int], seed: int, keys: Sequence[int]
+    ) -> list[dict[str, Any]]:
+        """Draw, read and crop one real image that holds each class; classes of `drawable` only.
+
+        Each draw is a function of `seed` and of its number in `keys` alone.
+        """
+        return [
+            self._holding([index], np.random.default_rng([seed, key]))
+            for index, key in zip(class_indices, keys, strict=True)
+        ]
+
     def _one(self, sample: TrainingSample, rng: np.random.Generator) -> dict[str, Any]:
-        choices = self._choices(sample)
+        return self._holding(self._choices(sample), rng)
+
+    def _holding(self, choices: Sequence[int], rng: np.random.Generator) -> dict[str, Any]:
+        """Draw one of some classes, then an image that holds it."""
         for _ in range(1 + MAX_REPLACEMENTS):
-            images = self._image_indices[choices[rng.integers(len(choices))]]
+            images = self._image_indices[choices[int(rng.integers(len(choices)))]]
             try:
                 record, crop = self._crops.draw(int(images[rng.integers(len(images))]), rng)
             except CorruptImageError as error:
@@ -90,4 +108,4 @@ class ClassMatchedReference:
             choices = sorted(i for i in candidates if len(self._image_indices[i]))
             if choices:
                 return choices
-        return self._drawable
+        return self.drawable

@@ -54,11 +54,14 @@ class Rows:
         image: int64 (R,), position of its image in the batch.
         boxes_xyxy: float (R, 4), the region a row looks at; a point of a feature map is a box
             without area. No gradient.
+        class_index: int64 (R,), class of the object that a row is matched to, anything for
+            background; None where objects are found without their classes.
     """
 
     source: Tensor
     image: Tensor
     boxes_xyxy: Tensor
+    class_index: Tensor | None = None
 
     def __getitem__(self, chosen: Tensor) -> Rows:
         """Return some of the rows, by mask or by index."""
@@ -66,6 +69,7 @@ class Rows:
             source=self.source[chosen],
             image=self.image[chosen],
             boxes_xyxy=self.boxes_xyxy[chosen],
+            class_index=None if self.class_index is None else self.class_index[chosen],
         )
 
 
@@ -171,4 +175,5 @@ def proposal_rows(proposals: Sequence[Any], n_classes: int) -> Rows:
         source=torch.cat(sources),
         image=torch.cat(images),
         boxes_xyxy=torch.cat([one.proposal_boxes.tensor for one in proposals]).detach(),
+        class_index=torch.cat([one.gt_classes for one in proposals]),
     )

@@ -10,8 +10,6 @@ recipe = Recipe(
     schedule=_lvis.schedule(n_steps=180_000, batch_size=16),
     optimizer=_lvis.optimizer(batch_size=16),
     paste=_lvis.PASTE,
-    selection=SelectionConfig(
-        mode="instance", reference="hybrid", refresh_every=16, decay=0.9, rowwise=True
-    ),
+    selection=SelectionConfig(mode="instance", images_per_class=4, real_kept_share=0.99),
     checkpoint=_lvis.CHECKPOINT,
 )

@@ -10,11 +10,14 @@ from torch.optim import Optimizer
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import SelectionStep
 from bsgal_train.selection.batch import BatchSelection
+from bsgal_train.selection.class_row_scoring import ClassRowScoring
+from bsgal_train.selection.head_scoring import HeadScoring
 from bsgal_train.selection.oracle import OracleSelection
 from bsgal_train.selection.paper import PaperSelection
 from bsgal_train.selection.plain import AlwaysPaste, NeverPaste
 from bsgal_train.selection.random_share import RandomSelection
 from bsgal_train.selection.row_selection import RowSelection
+from bsgal_train.selection.scoring import Scoring
 
 if TYPE_CHECKING:
     from bsgal_train.data import ClassMatchedReference
@@ -49,4 +52,9 @@ def build_selection(
         return BatchSelection(detector, reference, recipe, optimizer)
     if mode == "oracle":
         return OracleSelection(reference, recipe, optimizer)
-    return RowSelection(detector, reference, recipe, optimizer, mode)
+    scoring: Scoring
+    if recipe.selection.effective_reference == "own_class":
+        scoring = ClassRowScoring(detector, reference, recipe)
+    else:
+        scoring = HeadScoring(detector, reference, recipe, optimizer, mode)
+    return RowSelection(scoring, recipe, mode)

@@ -16,6 +16,7 @@ from bsgal_score import (
     PerGroup,
     Policy,
     QuantileThreshold,
+    ReferenceQuantile,
     Verdict,
 )
 from bsgal_train import processes
@@ -68,6 +69,7 @@ class Judge:
 
     def __init__(self, config: SelectionConfig, n_steps: int) -> None:
         self._per_group = config.is_per_group
+        self._is_like_real = config.effective_policy == "like_real"
         self._policy: Policy | PerGroup
         if self._per_group:
             self._policy = PerGroup(
@@ -95,6 +97,18 @@ class Judge:
         """Judge this process's units; policies see those of all processes, in order of rank."""
         found = [[self._judge(unit) for unit in part] for part in processes.gather(units)]
         return found[processes.rank()]
+
+    def observe(self, real: Sequence[Unit]) -> None:
+        """Show the policy what this process's real units score; it sees those of all processes."""
+        if not self._is_like_real:
+            return
+        for part in processes.gather(real):
+            for unit in part:
+                policy = self._policy
+                if isinstance(policy, PerGroup):
+                    policy = policy.policies[unit.groups[0]]
+                assert isinstance(policy, ReferenceQuantile), "made in `_policy`"
+                policy.observe([unit.contribution])
 
     def accept_by(
         self, accepts: Sequence[bool], groups: Sequence[tuple[str, ...]], *, joint: bool = False
@@ -229,9 +243,12 @@ def _policy(config: SelectionConfig, group: int | None, n_steps: int) -> Policy:
 
     threshold = setting("threshold", config.effective_threshold)
     kept_share = setting("kept_share", config.kept_share)
-    if config.policy == "fixed":
+    if config.effective_policy == "fixed":
         return FixedThreshold(threshold)
-    if config.policy == "quantile":
+    if config.effective_policy == "like_real":
+        # Nothing is rejected before it is known what real objects score.
+        return ReferenceQuantile(config.real_kept_share, config.window, initial_threshold=-1.0)
+    if config.effective_policy == "quantile":
         return QuantileThreshold(kept_share, config.window, initial_threshold=threshold)
     end = setting("kept_share_end", config.kept_share_end)
     schedule = LinearSchedule(kept_share, end, total_steps=n_steps)

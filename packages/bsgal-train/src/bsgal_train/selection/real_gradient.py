@@ -17,7 +17,7 @@ from bsgal_train.selection.scoring_losses import gradients, reference_loss
 if TYPE_CHECKING:
     from bsgal_train.data import ClassMatchedReference
 
-__all__ = ["HeadCache", "head_modules"]
+__all__ = ["HeadCache", "classifiers", "head_modules"]
 
 CLASS_ROWS = ("*.cls_score.*",)
 """Parameters with one row per class."""
@@ -46,6 +46,13 @@ def head_modules(
         else:
             found["roi_heads.mask_head.predictor"] = roi_heads.mask_head.predictor
     return found
+
+
+def classifiers(detector: Any) -> list[nn.Linear]:
+    """Return the layers that give the class logits, one per stage of the region heads."""
+    found = detector.roi_heads.box_predictor
+    stages: list[Any] = list(found) if isinstance(found, nn.ModuleList) else [found]
+    return [stage.cls_score for stage in stages]
 
 
 class HeadCache:

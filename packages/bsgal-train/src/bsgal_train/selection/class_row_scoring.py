@@ -1,0 +1,151 @@
+"""Contributions by the gradient on an object's own row of the classifier.
+
+Each pasted object is compared with the real objects of its own class, on the parameters that say
+what this class is (see `bsgal_score.ClassRowScorer`). The real objects of the step are scored in
+the same way before they feed the cache, which tells what score a good object has. Before the first
+step, real images of every class are visited once, so that there is something to compare with; no
+graph is built below the heads.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from itertools import cycle, islice
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bsgal_score import ClassRowScorer
+from bsgal_train import processes
+from bsgal_train.data.samples import REAL, TrainingSample
+from bsgal_train.detector.row_losses import RowLosses, recorded
+from bsgal_train.recipe import Recipe
+from bsgal_train.selection.judge import Unit
+from bsgal_train.selection.real_gradient import classifiers
+from bsgal_train.selection.scoring import Scores
+from bsgal_train.selection.scoring_losses import reference_loss
+from bsgal_train.selection.units import first_units
+
+if TYPE_CHECKING:
+    from bsgal_train.data import ClassMatchedReference
+
+__all__ = ["ClassRowScoring"]
+
+logger = logging.getLogger(__name__)
+
+
+class ClassRowScoring:
+    """The procedure of the module's docstring.
+
+    Args:
+        detector: whose heads report their losses row by row, with the classes of the rows.
+        reference: draws real images of a class.
+        recipe: decay, images per class, batch size and precision.
+    """
+
+    def __init__(
+        self, detector: nn.Module, reference: ClassMatchedReference, recipe: Recipe
+    ) -> None:
+        self._reference = reference
+        self._precision = recipe.detector.precision
+        self._images_per_class = recipe.selection.images_per_class
+        self._images_per_pass = len(processes.share(recipe.schedule.batch_size))
+        self._scorer = ClassRowScorer(classifiers(detector), decay=recipe.selection.effective_decay)
+        self._has_visited = False
+
+    def prepare(
+        self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int
+    ) -> Sequence[Unit]:
+        """Visit real images of every class, once in a run."""
+        if self._has_visited:
+            return ()
+        self._has_visited = True
+        classes = self._reference.drawable * self._images_per_class
+        n, size = processes.n_processes(), self._images_per_pass
+        # Every process makes as many passes: they share the cache.
+        n_own = -(-len(classes) // n)
+        own = list(islice(cycle(classes), processes.rank(), n * n_own, n))
+        logger.info("visiting %d real images to compare with", n * n_own)
+        found: list[Unit] = []
+        for first in range(0, n_own, size):
+            chosen = own[first : first + size]
+            keys = [(first + i) * n + processes.rank() for i in range(len(chosen))]
+            inputs = self._reference.of_classes(chosen, seed, keys)
+            with self._scorer, recorded() as rows:
+                loss = reference_loss(
+                    detector,
+                    inputs,
+                    self._precision,
+                    kinds=("cls",),
+                    through_trunk=False,
+                    sampled=(seed, keys),
+                )
+                if loss is not None:
+                    found += self._score(loss, rows, [], []).real
+        return found
+
+    def recording(self) -> AbstractContextManager[Any]:
+        """Record the classifiers."""
+        return self._scorer
+
+    def score(self, samples: Sequence[TrainingSample], rows: Sequence[RowLosses]) -> Scores:
+        """Return one contribution per pasted object, and per class of real objects in an image."""
+        losses = [one.total() for one in rows if one.kind == "cls"]
+        pasted = [paste.class_index for sample in samples for paste in sample.pastes]
+        return self._score(torch.stack(losses).sum(), rows, first_units(samples)[:-1], pasted)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the cache, and whether the classes have been visited."""
+        return {"scorer": self._scorer.state_dict(), "has_visited": self._has_visited}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._scorer.load_state_dict(state["scorer"])
+        self._has_visited = bool(state["has_visited"])
+
+    def _score(
+        self, loss: Tensor, rows: Sequence[RowLosses], firsts: list[int], pasted: list[int]
+    ) -> Scores:
+        """Score pasted objects and, as units behind them, the real ones by image and class."""
+        calls = [one.rows for one in rows if one.kind == "cls"]
+        n_classes = self._scorer.n_classes
+        keys = []
+        for call in calls:
+            assert call.class_index is not None, "heads report the classes of their rows"
+            keys.append(call.image * n_classes + call.class_index)
+        real = [call.source == REAL for call in calls]
+        found = torch.unique(
+            torch.cat([key[chosen] for key, chosen in zip(keys, real, strict=True)])
+        )
+        indices = []
+        for call, key, is_real in zip(calls, keys, real, strict=True):
+            index = torch.full_like(call.source, -1)
+            index[is_real] = len(pasted) + torch.searchsorted(found, key[is_real])
+            if pasted:
+                is_pasted = call.source >= 0
+                first = torch.tensor(firsts, device=index.device)[call.image[is_pasted]]
+                index[is_pasted] = first + call.source[is_pasted]
+            indices.append(index)
+        own = torch.tensor(pasted, dtype=torch.int64, device=found.device)
+        real_classes = found % n_classes
+        is_reference = torch.arange(len(pasted) + len(found), device=found.device) >= len(pasted)
+        scores = self._scorer.score(
+            loss,
+            indices,
+            torch.cat([own, real_classes]),
+            is_reference,
+            group=processes.group(),
+        )
+        frequencies = self._reference.frequencies
+        return Scores(
+            scores[: len(pasted)],
+            tuple(
+                Unit(score, (frequencies[class_index],))
+                for score, class_index in zip(
+                    scores[len(pasted) :], real_classes.tolist(), strict=True
+                )
+            ),
+        )
