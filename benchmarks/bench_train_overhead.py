@@ -2,9 +2,9 @@
 
 One detector and one optimizer take the steps of all modes in turn, on the same images, so that a
 machine whose speed drifts slows all of them; each round begins with another mode. What a mode does
-only every 16 steps is timed by itself and counted as a sixteenth. Peak memory is that of a process
-of its own for each mode: what it held at most in its first steps, less what it held before the
-detector was built.
+only every 16 steps is timed by itself and counted as a sixteenth; what it does once in a run,
+before the first step, is not counted. Peak memory is that of a process of its own for each mode:
+what it held at most in its first steps, less what it held before the detector was built.
 
 What is measured goes to `--state` at once, a line per round and a file per peak. Run again with the
 same folder, the benchmark does only what is missing:
@@ -35,19 +35,17 @@ REFRESH_EVERY = 16
 # Steps 1 and 2 of a run: the first refreshes a class-matched reference, the second does not.
 REFRESHING, PLAIN = 1, 2
 
+IN_BATCH = ["selection.mode=instance", "selection.reference=in_batch"]
 # Case: overrides of the recipe. The baseline of all ratios is `paste_all`.
 MODES: dict[str, list[str]] = {
     "none": ["selection.mode=none"],
     "paste_all": ["selection.mode=paste_all"],
     "paste_random": ["selection.mode=paste_random"],
-    "instance": ["selection.mode=instance", "selection.threshold=0"],
-    "instance_dot": ["selection.mode=instance", "selection.form=dot"],
-    "instance_step": ["selection.mode=instance", "selection.form=step"],
-    "instance_heads": [
-        "selection.mode=instance",
-        "selection.layers=heads",
-        "selection.threshold=0",
-    ],
+    "instance": ["selection.mode=instance"],
+    "in_batch": [*IN_BATCH, "selection.threshold=0"],
+    "in_batch_dot": [*IN_BATCH, "selection.form=dot"],
+    "in_batch_step": [*IN_BATCH, "selection.form=step"],
+    "in_batch_heads": [*IN_BATCH, "selection.layers=heads", "selection.threshold=0"],
     "hybrid": [
         "selection.mode=instance",
         "selection.reference=hybrid",
