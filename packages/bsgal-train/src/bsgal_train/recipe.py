@@ -99,7 +99,9 @@ class DetectorConfig:
         backbone_norm: `group` replaces batch by group normalisation, to train from random
             weights; `frozen` keeps the statistics of `backbone_weights`; `own` leaves timm's
             layers, for backbones with layer normalisation.
-        drop_path: probability that a block of the backbone is skipped in training.
+        drop_path: probability that a block of the backbone is skipped in training; none is where
+            `selection.mode` scores the pass that is trained on (`batch`, `image`, `instance`,
+            `oracle`).
         fpn_channels: channels of the feature pyramid; a multiple of 32 (group normalisation).
         head_channels: channels of the heads' convolutions; a multiple of 32.
         head_norm: normalisation of the pyramid's, box head's and mask head's convolutions.
