@@ -31,7 +31,7 @@ EXTRAS = {
 # Skipped where a package is alone: they compare with detectron2 itself.
 BESIDE_DETECTRON2 = ["packages/bsgal-paste/tests/test_detectron2.py"]
 # Benchmarks that time what a user would pick instead: benchmarks/requirements.txt.
-NEEDS_PEERS = {"score_peers", "score_offline", "paste_speed"}
+NEEDS_PEERS = {"score_peers", "score_offline", "score_growth", "paste_speed", "train_study"}
 
 nox.options.sessions = ["lint", "types", "tests"]
 nox.needs_version = ">=2024.4.15"
