@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -35,6 +36,13 @@ def test_a_torn_last_line_is_dropped(tmp_path: Path) -> None:
     path.write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "lo')
 
     assert read_metrics(path) == [{"step": 1, "loss": 2.0}]
+
+
+def test_numbers_that_json_has_no_word_for_are_left_out(tmp_path: Path) -> None:
+    with MetricsLog(tmp_path, resumed_step=0) as log:
+        log.write(1, {"loss": 2.0, "gradient_norm": math.inf, "contribution": math.nan})
+
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
 
 
 def test_values_reach_tensorboard(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from types import TracebackType
 
@@ -66,4 +67,5 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def _line(row: dict[str, float]) -> str:
-    return json.dumps(row) + "\n"
+    # JSON has no word for a number that is not finite, such as a gradient that overflowed in fp16.
+    return json.dumps({name: value for name, value in row.items() if math.isfinite(value)}) + "\n"

@@ -1,4 +1,7 @@
-"""LVIS v1, CenterNet2 with Swin-L, a verdict for every pasted instance; from ImageNet-22K."""
+"""LVIS v1, CenterNet2 with Swin-L, a verdict for every pasted instance; from ImageNet-22K.
+
+Verdicts come from the pass that is trained on, so this recipe alone trains without drop-path.
+"""
 
 from bsgal_train.recipe import Recipe, SelectionConfig
 from bsgal_train.recipes import _lvis
