@@ -115,6 +115,33 @@ def test_real_photographs_train_and_evaluate_with_the_same_commands(
     assert again["evaluation"] == first["evaluation"]
 
 
+@pytest.mark.parametrize(
+    "mode",
+    ["none", "paste_all", "paste_random", "paper", "batch", "image", "instance", "oracle"],
+)
+def test_every_mode_trains_on_photographs_and_is_evaluated(
+    mode: str, coco_mini: Path, pool: Path, tmp_path: Path
+) -> None:
+    settings = [
+        *coco_mini_settings(coco_mini),
+        f"paste.pool={pool}",
+        f"selection.mode={mode}",
+        "selection.images_per_class=1",
+        "data.crop_px=128",
+        # Every instance costs the oracle two steps.
+        f"schedule.n_steps={1 if mode == 'oracle' else 3}",
+        "schedule.batch_size=2",
+        "schedule.log_every=1",
+    ]
+    assert train(tmp_path, "coco_mini", settings) == 0
+    losses = [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")]
+    assert all(map(math.isfinite, losses))
+    n_judged = read_decisions(tmp_path / "decisions").num_rows
+    assert (n_judged > 0) == (mode not in ("none", "paste_all"))
+    results = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert set(results["evaluation"]["metrics"]) == {"bbox", "segm"}
+
+
 def test_pool_without_a_category_of_the_data_is_refused_before_training(
     coco_mini: Path, tmp_path: Path, pool: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
