@@ -1,6 +1,6 @@
 """Write the README tables from the committed benchmark results, or check that they are true.
 
-A README holds an empty region for each table:
+A README, or a page in a package's `docs`, holds an empty region for each table:
 
     <!-- table: score_cache/times -->
     <!-- end table -->
@@ -74,12 +74,13 @@ def filled(text: str) -> str:
 
 
 def main() -> int:
-    """Fill or check the regions of every README; see the module's docstring."""
+    """Fill or check the regions of every page; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--check", action="store_true", help="fail where a table is stale")
     arguments = parser.parse_args()
     stale = []
-    for readme in (ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))):
+    places = ("README.md", "packages/*/README.md", "packages/*/docs/*.md")
+    for readme in (found for place in places for found in sorted(ROOT.glob(place))):
         text = readme.read_text(encoding="utf-8")
         try:
             wanted = filled(text)
