@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import (
     RandomCrop,
     RepeatFactorSampler,
@@ -22,6 +25,7 @@ from bsgal_train.data import (
 )
 
 CROP = RandomCrop(crop_px=48)
+SMAPS = Path("/proc/self/smaps_rollup")
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +122,41 @@ def test_worker_processes_leave_the_interrupt_to_the_training_process(annotation
         os.kill(pid, signal.SIGINT)
     # More than were loaded ahead.
     assert [next(batches)[0].position for _ in range(8)] == list(range(2, 18, 2))
+
+
+@pytest.mark.skipif(not SMAPS.exists(), reason="needs /proc to measure a process's memory")
+def test_the_private_memory_of_a_worker_stays_flat(tmp_path, write_dataset):
+    """Records of annotations that a worker reads stay in memory that all processes share."""
+    small = write_dataset(tmp_path, [[(42, 4, 4, 20, 20)]])
+    document = json.loads(small.path.read_text())
+    (image,), (annotation,) = document["images"], document["annotations"]
+    # As many points as hand-drawn outlines have.
+    outline = [x for k in range(50) for x in (4 + k * 0.4, 4 + (k % 7))]
+    numbers = range(1, 15_001)
+    document["images"] = [{**image, "id": n} for n in numbers]
+    document["annotations"] = [
+        {**annotation, "id": n, "image_id": n, "segmentation": [outline]} for n in numbers
+    ]
+    small.path.write_text(json.dumps(document))
+    large = LvisAnnotations.load(small.path, tmp_path)
+
+    sampler = RepeatFactorSampler(np.ones(len(large.images)), 0)
+    loader = build_train_loader(large, TrainingMapper(large, CROP, seed=0), sampler, 8, 1)
+    batches = iter(loader)
+    for _ in range(15):
+        next(batches)
+    children = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+    before = {pid: private_mb(pid) for pid in children}
+    assert before
+    for _ in range(150):
+        next(batches)
+    grown = {pid: private_mb(pid) - mb for pid, mb in before.items()}
+    assert max(grown.values()) < 3, grown
+
+
+def private_mb(pid: str) -> float:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return sum(int(kb) for kb in re.findall(r"Private_Dirty: +(\d+) kB", text)) / 1e3
 
 
 def test_test_images_come_once_in_order_at_their_own_size(annotations):
