@@ -84,6 +84,10 @@ def main() -> None:
         "by the built-in pipeline, with its natural defects (default drawn)",
     )  # fmt: skip
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument(
+        "--wall", action=argparse.BooleanOptionalAction, default=True,
+        help="repeat dearer arms in the time of paste_all (default yes)",
+    )  # fmt: skip
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")
     arguments = parser.parse_args()
     if arguments.quick:
@@ -99,8 +103,8 @@ def main() -> None:
             study.run(arm, seed)
         if "paste_random" in arguments.arms:
             study.run("paste_random", seed)
-        for arm in WALL_ARMS:
-            if arm in arms and "paste_all" in arms:
+        if arguments.wall and "paste_all" in arms:
+            for arm in (one for one in WALL_ARMS if one in arms):
                 study.run(arm + WALL, seed)
     rows = study.rows()
     headline = headline_of(rows)
