@@ -254,7 +254,7 @@ def joint_run(processes, group=None):
     return found, scorer.rows
 
 
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+@pytest.mark.skipif(not (dist.is_available() and dist.is_gloo_available()), reason="needs gloo")
 def test_two_processes_equal_one():
     expected, rows = joint_run([0, 1])
     with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,9 @@ from bsgal_score import (
 )
 from bsgal_score.errors import NonFiniteGradientError
 
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="needs gloo")
+pytestmark = pytest.mark.skipif(
+    not (dist.is_available() and dist.is_gloo_available()), reason="needs gloo"
+)
 
 N_STEPS = 3
 # Process 1 has no reference rows in its second step.

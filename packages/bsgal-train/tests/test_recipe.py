@@ -100,6 +100,8 @@ def test_settings_left_to_the_mode_are_resolved() -> None:
         return config.effective_threshold, config.effective_decay, config.effective_losses
 
     assert resolved(mode="paper") == (-0.05, 0.1, ("cls",))
+    assert resolved(mode="instance")[2] == ("cls",)
+    assert resolved(mode="instance", reference="hybrid")[2] == ("cls", "box", "mask")
     assert resolved(mode="image") == (-0.05, 0.9, ("cls", "box", "mask"))
     assert resolved(mode="instance", form="step")[0] == 0.0
     assert resolved(mode="oracle")[0] == 0.0

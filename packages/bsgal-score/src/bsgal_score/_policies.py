@@ -251,7 +251,7 @@ class ReferenceQuantile:
     """
 
     def __init__(
-        self, kept_share: float = 0.95, window: int = 1000, *, initial_threshold: float = 0.0
+        self, kept_share: float = 0.99, window: int = 1000, *, initial_threshold: float = 0.0
     ) -> None:
         if not 0.0 <= kept_share <= 1.0:
             raise ValueError(f"`kept_share` must lie in [0, 1], got {kept_share}")

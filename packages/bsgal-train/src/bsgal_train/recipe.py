@@ -32,8 +32,9 @@ SelectionMode = Literal[
 ScoreForm = Literal["cosine", "dot", "step"]
 LossKind = Literal["cls", "box", "mask"]
 
-# Losses that count where a recipe does not say: the paper's, and all that a unit can be wrong in.
-_PAPER_LOSSES: tuple[LossKind, ...] = ("cls",)
+# Losses that count where a recipe does not say: of the class, which is the paper's choice too, and
+# all that a unit can be wrong in.
+_CLASS_LOSS: tuple[LossKind, ...] = ("cls",)
 _ALL_LOSSES: tuple[LossKind, ...] = ("cls", "box", "mask")
 
 
@@ -312,7 +313,7 @@ class SelectionConfig:
         form: `cosine`; `dot`, in loss units per unit learning rate; `step`, in loss units, the
             predicted effect on the optimizer's next step.
         losses: losses of the region heads that count, of `cls`, `box` and `mask`; empty means
-            `cls` for `paper` and `batch`, else all three.
+            `cls` for `paper`, `batch` and `own_class`, else all three.
         layers: layers of the region heads whose gradients are compared by `batch`, `image` and
             `instance`: `last`, those that give the logits, boxes and masks; or all of the `heads`,
             at the price of a backward pass through them.
@@ -433,7 +434,9 @@ class SelectionConfig:
         """The losses that count, resolved for the mode."""
         if self.losses:
             return self.losses
-        return _PAPER_LOSSES if self.mode in ("paper", "batch") else _ALL_LOSSES
+        if self.mode in ("paper", "batch") or self.effective_reference == "own_class":
+            return _CLASS_LOSS
+        return _ALL_LOSSES
 
     @property
     def effective_decay(self) -> float:

@@ -36,6 +36,8 @@ __all__ = ["ClassRowScoring"]
 
 logger = logging.getLogger(__name__)
 
+_PASSES_PER_LINE = 20
+
 
 class ClassRowScoring:
     """The procedure of the module's docstring.
@@ -52,7 +54,10 @@ class ClassRowScoring:
         self._reference = reference
         self._precision = recipe.detector.precision
         self._images_per_class = recipe.selection.images_per_class
-        self._images_per_pass = len(processes.share(recipe.schedule.batch_size))
+        # As many images as the step runs at once.
+        self._images_per_pass = (
+            len(processes.share(recipe.schedule.batch_size)) // recipe.schedule.n_accumulate
+        )
         self._scorer = ClassRowScorer(classifiers(detector), decay=recipe.selection.effective_decay)
         self._has_visited = False
 
@@ -68,9 +73,10 @@ class ClassRowScoring:
         # Every process makes as many passes: they share the cache.
         n_own = -(-len(classes) // n)
         own = list(islice(cycle(classes), processes.rank(), n * n_own, n))
-        logger.info("visiting %d real images to compare with", n * n_own)
         found: list[Unit] = []
         for first in range(0, n_own, size):
+            if (first // size) % _PASSES_PER_LINE == 0:
+                logger.info("visited %d of %d real images to compare with", n * first, n * n_own)
             chosen = own[first : first + size]
             keys = [(first + i) * n + processes.rank() for i in range(len(chosen))]
             inputs = self._reference.of_classes(chosen, seed, keys)
