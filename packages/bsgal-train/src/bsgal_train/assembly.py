@@ -34,7 +34,6 @@ from bsgal_train.memory import available_bytes, check_memory
 from bsgal_train.optimizer import build_optimizer
 from bsgal_train.recipe import Recipe, ScheduleConfig
 from bsgal_train.selection import build_selection
-from bsgal_train.selection.steady import SCORES_THE_TRAINING_PASS, SteadySelection
 from bsgal_train.training_steps import TrainingSteps
 
 __all__ = ["Assembly", "assemble"]
@@ -113,15 +112,6 @@ def assemble(
     optimizer = build_optimizer(detector, recipe.optimizer)
     reference = ClassMatchedReference(annotations, crop)
     selection = build_selection(recipe, detector, reference, optimizer)
-    mode, drop_path = recipe.selection.mode, recipe.detector.drop_path
-    if mode in SCORES_THE_TRAINING_PASS:
-        selection = SteadySelection(selection)
-        if drop_path:
-            logger.warning(
-                "selection.mode=%s scores the pass that is trained on: detector.drop_path=%g is "
-                "off in this run, so that scores do not depend on it",
-                mode, drop_path,
-            )  # fmt: skip
     return Assembly(
         annotations=annotations,
         annotations_sha256=sha256,

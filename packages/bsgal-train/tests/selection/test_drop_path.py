@@ -14,7 +14,7 @@ from bsgal_train.detector import build_detector
 from bsgal_train.recipe import Recipe
 from bsgal_train.run import train
 from bsgal_train.selection import Selected, build_selection
-from bsgal_train.selection.steady import SCORES_THE_TRAINING_PASS, SteadySelection
+from bsgal_train.selection.steady import SCORES_THE_TRAINING_PASS
 
 
 def first_step(
@@ -33,8 +33,6 @@ def first_step(
             torch.nn.init.constant_(p, 3.0)
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
     selection = build_selection(recipe, detector, reference, optimizer)
-    if mode in SCORES_THE_TRAINING_PASS:
-        selection = SteadySelection(selection)
     selected = selection(detector, samples, 1, seed=5)
     assert detector.backbone.training
     return selected

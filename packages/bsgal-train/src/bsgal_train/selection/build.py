@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -18,11 +19,14 @@ from bsgal_train.selection.plain import AlwaysPaste, NeverPaste
 from bsgal_train.selection.random_share import RandomSelection
 from bsgal_train.selection.row_selection import RowSelection
 from bsgal_train.selection.scoring import Scoring
+from bsgal_train.selection.steady import SCORES_THE_TRAINING_PASS, SteadySelection
 
 if TYPE_CHECKING:
     from bsgal_train.data import ClassMatchedReference
 
 __all__ = ["build_selection"]
+
+logger = logging.getLogger(__name__)
 
 
 def build_selection(
@@ -39,6 +43,25 @@ def build_selection(
         reference: real images for modes that need them.
         optimizer: the run's own, read by modes that predict its next step.
     """
+    selection = _of_mode(recipe, detector, reference, optimizer)
+    if recipe.selection.mode not in SCORES_THE_TRAINING_PASS:
+        return selection
+    if recipe.detector.drop_path:
+        logger.warning(
+            "selection.mode=%s scores the pass that is trained on: detector.drop_path=%g is off in "
+            "this run, so that scores do not depend on it",
+            recipe.selection.mode,
+            recipe.detector.drop_path,
+        )
+    return SteadySelection(selection)
+
+
+def _of_mode(
+    recipe: Recipe,
+    detector: nn.Module,
+    reference: ClassMatchedReference,
+    optimizer: Optimizer,
+) -> SelectionStep:
     mode = recipe.selection.mode
     if mode == "none":
         return NeverPaste(recipe.detector.precision)

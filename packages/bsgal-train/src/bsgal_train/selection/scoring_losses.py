@@ -14,6 +14,7 @@ from bsgal_train import processes
 from bsgal_train.detector import autocast, sampling
 from bsgal_train.detector.row_losses import BACKGROUND, RowLosses, recorded
 from bsgal_train.recipe import LossKind, Precision
+from bsgal_train.selection.steady import steady_backbone
 
 __all__ = ["candidate_loss", "gradients", "pasted_loss", "reference_loss"]
 
@@ -183,11 +184,10 @@ def _all_classes(roi_heads: nn.Module) -> Iterator[None]:
 @contextmanager
 def _scoring(detector: Any, kinds: Sequence[LossKind]) -> Iterator[None]:
     """Switch off what is random or stateful in the backbone, and heads that do not count."""
-    was_training, mask_on = detector.backbone.training, detector.roi_heads.mask_on
-    detector.backbone.eval()
+    mask_on = detector.roi_heads.mask_on
     detector.roi_heads.mask_on = mask_on and "mask" in kinds
     try:
-        yield
+        with steady_backbone(detector):
+            yield
     finally:
-        detector.backbone.train(was_training)
         detector.roi_heads.mask_on = mask_on

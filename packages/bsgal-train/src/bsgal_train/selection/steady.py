@@ -18,7 +18,7 @@ from bsgal_train.selection.base import Selected, SelectionStep
 if TYPE_CHECKING:
     from bsgal_train.data import TrainingSample
 
-__all__ = ["SCORES_THE_TRAINING_PASS", "SteadySelection"]
+__all__ = ["SCORES_THE_TRAINING_PASS", "SteadySelection", "steady_backbone"]
 
 SCORES_THE_TRAINING_PASS = ("batch", "image", "instance", "oracle")
 """Modes that need a steady backbone in the pass that is trained on."""
@@ -38,7 +38,7 @@ class SteadySelection:
         self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int
     ) -> Selected:
         """Return what the selection step returns."""
-        with _steady_backbone(detector):
+        with steady_backbone(detector):
             return self._selection(detector, samples, step, seed)
 
     def state_dict(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class SteadySelection:
 
 
 @contextmanager
-def _steady_backbone(detector: Any) -> Iterator[None]:
+def steady_backbone(detector: Any) -> Iterator[None]:
     """Switch off what is random in the backbone inside the block; gradients flow as before."""
     was_training = detector.backbone.training
     detector.backbone.eval()
