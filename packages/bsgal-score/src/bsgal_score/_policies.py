@@ -137,7 +137,32 @@ class LinearSchedule:
         self.n_steps = int(state["n_steps"])
 
 
-class QuantileThreshold:
+class _OfWindow:
+    """A threshold that is a quantile of the contributions in a window."""
+
+    def __init__(self, window: int, initial_threshold: float) -> None:
+        if not math.isfinite(initial_threshold):
+            raise ValueError(f"`initial_threshold` must be finite, got {initial_threshold}")
+        self.initial_threshold = float(initial_threshold)
+        self._recent = _Window(window)
+
+    @property
+    def kept_share(self) -> float:
+        """The share to accept now."""
+        raise NotImplementedError
+
+    @property
+    def window(self) -> int:
+        """Number of contributions remembered."""
+        return self._recent.size
+
+    @property
+    def threshold(self) -> float:
+        """What the next contribution will be compared with."""
+        return self._recent.quantile(1.0 - self.kept_share, self.initial_threshold)
+
+
+class QuantileThreshold(_OfWindow):
     """Accept about the best `kept_share` of units, measured on the last `window` contributions.
 
     The threshold is the (1 - kept_share) quantile of the window (linear between neighbours, as
@@ -167,16 +192,8 @@ class QuantileThreshold:
             ends = (kept_share,)
         if not all(0.0 <= share <= 1.0 for share in ends):
             raise ValueError(f"`kept_share` must lie in [0, 1], got {' to '.join(map(str, ends))}")
-        if not math.isfinite(initial_threshold):
-            raise ValueError(f"`initial_threshold` must be finite, got {initial_threshold}")
+        super().__init__(window, initial_threshold)
         self._kept_share = kept_share
-        self.initial_threshold = float(initial_threshold)
-        self._recent = _Window(window)
-
-    @property
-    def window(self) -> int:
-        """Number of contributions remembered."""
-        return self._recent.size
 
     @property
     def kept_share(self) -> float:
@@ -184,11 +201,6 @@ class QuantileThreshold:
         if isinstance(self._kept_share, LinearSchedule):
             return self._kept_share.value
         return self._kept_share
-
-    @property
-    def threshold(self) -> float:
-        """What the next contribution will be compared with."""
-        return self._recent.quantile(1.0 - self.kept_share, self.initial_threshold)
 
     def decide(self, contribution: float | None) -> Decision:
         """Judge one unit, then remember its contribution; None means that there is no evidence."""
@@ -228,7 +240,7 @@ class QuantileThreshold:
         self._recent = _Window(self.window, state["recent"])
 
 
-class ReferenceQuantile:
+class ReferenceQuantile(_OfWindow):
     """Accept a unit that does as well as `kept_share` of real data does.
 
     The threshold is the (1 - kept_share) quantile of the last `window` contributions of reference
@@ -255,21 +267,13 @@ class ReferenceQuantile:
     ) -> None:
         if not 0.0 <= kept_share <= 1.0:
             raise ValueError(f"`kept_share` must lie in [0, 1], got {kept_share}")
-        if not math.isfinite(initial_threshold):
-            raise ValueError(f"`initial_threshold` must be finite, got {initial_threshold}")
-        self.kept_share = float(kept_share)
-        self.initial_threshold = float(initial_threshold)
-        self._recent = _Window(window)
+        super().__init__(window, initial_threshold)
+        self._kept_share = float(kept_share)
 
     @property
-    def window(self) -> int:
-        """Number of reference contributions remembered."""
-        return self._recent.size
-
-    @property
-    def threshold(self) -> float:
-        """What the next contribution will be compared with."""
-        return self._recent.quantile(1.0 - self.kept_share, self.initial_threshold)
+    def kept_share(self) -> float:
+        """Share of real units that would be accepted."""
+        return self._kept_share
 
     def observe(self, contributions: Iterable[float | None]) -> None:
         """Remember contributions of reference units; those that are None or not finite are not."""
