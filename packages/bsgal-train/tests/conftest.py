@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import settings
 
 from bsgal_train.annotations import LvisAnnotations
@@ -162,3 +166,32 @@ def tiny_inputs(tiny_data: Path) -> list[dict[str, Any]]:
     annotations = LvisAnnotations.load(tiny_data / "train.json", tiny_data)
     mapper = TrainingMapper(annotations, RandomCrop(crop_px=SIDE_PX), seed=0)
     return [mapper(position, image_index=position).original for position in range(2)]
+
+
+@pytest.fixture
+def in_processes(tmp_path: Path) -> Callable[[int, Callable[[int], object]], list[int]]:
+    """Return a function that runs `work(rank)` in n forks of a group and gives their exit codes."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs os.fork")
+
+    def run(n: int, work: Callable[[int], object]) -> list[int]:
+        method = f"file://{tmp_path / 'store'}"
+        children = []
+        for rank in range(n):
+            child = os.fork()
+            if child:
+                children.append(child)
+                continue
+            code = 1
+            try:
+                dist.init_process_group("gloo", init_method=method, rank=rank, world_size=n)
+                work(rank)
+                dist.destroy_process_group()
+                code = 0
+            finally:
+                if code:
+                    traceback.print_exc()
+                os._exit(code)
+        return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+    return run

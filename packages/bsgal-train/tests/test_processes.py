@@ -3,48 +3,26 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from safetensors.torch import load_file
 
 from bsgal_train import processes
 from bsgal_train.decision_log import read_decisions
 from bsgal_train.detector.federated import FederatedClasses
+from bsgal_train.errors import LostProcessError
 from bsgal_train.metrics import read_metrics
 from bsgal_train.recipe import Recipe
 from bsgal_train.run import train
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+InProcesses = Callable[[int, Callable[[int], object]], list[int]]
 
 
-def in_processes(n: int, store: Path, work: Callable[[int], object]) -> list[int]:
-    """Run `work(rank)` in n forks that form a group; return their exit codes."""
-    children = []
-    for rank in range(n):
-        child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        code = 1
-        try:
-            dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n)
-            work(rank)
-            dist.destroy_process_group()
-            code = 0
-        finally:
-            if code:
-                traceback.print_exc()
-            os._exit(code)
-    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-
-
-def test_gradients_are_the_mean_and_missing_ones_count_as_zero(tmp_path: Path) -> None:
+def test_gradients_are_the_mean_and_missing_ones_count_as_zero(in_processes: InProcesses) -> None:
     def work(rank: int) -> None:
         used, half_used, unused = (torch.nn.Parameter(torch.zeros(2, 3)) for _ in range(3))
         used.grad = torch.full((2, 3), 1.0 + 2 * rank)
@@ -57,11 +35,11 @@ def test_gradients_are_the_mean_and_missing_ones_count_as_zero(tmp_path: Path) -
         assert (half_used.grad == 2.0).all()
         assert unused.grad is None
 
-    assert in_processes(2, tmp_path / "store", work) == [0, 0]
+    assert in_processes(2, work) == [0, 0]
 
 
 def test_many_tensors_are_averaged_as_one_by_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_processes: InProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Forces several exchanges, one of them larger than what should travel together.
     monkeypatch.setattr(processes, "_MAX_ELEMENTS_TOGETHER", 10)
@@ -73,10 +51,12 @@ def test_many_tensors_are_averaged_as_one_by_one(
         for size, tensor in zip(sizes, tensors, strict=True):
             assert (tensor == torch.arange(size) * 1.5).all()
 
-    assert in_processes(2, tmp_path / "store", work) == [0, 0]
+    assert in_processes(2, work) == [0, 0]
 
 
-def test_the_first_process_goes_before_the_others(tmp_path: Path) -> None:
+def test_the_first_process_goes_before_the_others(
+    in_processes: InProcesses, tmp_path: Path
+) -> None:
     def work(rank: int) -> None:
         with processes.first_before_others():
             if rank == 0:
@@ -86,18 +66,18 @@ def test_the_first_process_goes_before_the_others(tmp_path: Path) -> None:
         assert processes.gather([rank]) == [[0], [1], [2]]
         assert list(processes.share(7)) == [[0, 1], [2, 3], [4, 5, 6]][rank]
 
-    assert in_processes(3, tmp_path / "store", work) == [0, 0, 0]
+    assert in_processes(3, work) == [0, 0, 0]
 
 
-def test_a_process_that_dies_is_missed_by_the_others(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_missed_by_the_others(in_processes: InProcesses) -> None:
     def work(rank: int) -> None:
         processes.wait_for_all()
         if rank == 1:
             os._exit(9)
-        with pytest.raises(processes.LostProcessError, match="one of them has ended"):
+        with pytest.raises(LostProcessError, match="one of them has ended"):
             processes.total(1.0)
 
-    assert in_processes(2, tmp_path / "store", work) == [0, 9]
+    assert in_processes(2, work) == [0, 9]
 
 
 def test_alone_every_exchange_is_the_identity() -> None:
@@ -123,7 +103,7 @@ MODES = {
 }
 
 
-def test_federated_classes_are_drawn_together(tmp_path: Path) -> None:
+def test_federated_classes_are_drawn_together(in_processes: InProcesses) -> None:
     def work(rank: int) -> None:
         torch.manual_seed(rank)
         own = FederatedClasses([5] * 40, n_classes=10).draw(torch.tensor([rank, 7 + rank, 40]))
@@ -131,17 +111,19 @@ def test_federated_classes_are_drawn_together(tmp_path: Path) -> None:
         assert len(own) == 10
         assert processes.gather(own.tolist()) == [own.tolist()] * 2
 
-    assert in_processes(2, tmp_path / "store", work) == [0, 0]
+    assert in_processes(2, work) == [0, 0]
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tiny_recipe: Recipe, tmp_path: Path) -> None:
+def test_a_batch_that_cannot_be_shared_is_refused(
+    in_processes: InProcesses, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
     def work(rank: int) -> None:
         with pytest.raises(
             ValueError, match=r"schedule\.batch_size=3 cannot be shared evenly by 2"
         ):
             train(tiny_recipe.override("schedule.batch_size=3"), tmp_path / "run")
 
-    assert in_processes(2, tmp_path / "store", work) == [0, 0]
+    assert in_processes(2, work) == [0, 0]
 
 
 def rounded(rows: list[dict[str, Any]]) -> Any:
@@ -158,7 +140,7 @@ def rounded(rows: list[dict[str, Any]]) -> Any:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_two_processes_equal_one_with_the_double_batch(
-    mode: str, tiny_recipe: Recipe, tmp_path: Path
+    in_processes: InProcesses, mode: str, tiny_recipe: Recipe, tmp_path: Path
 ) -> None:
     recipe = tiny_recipe.override(
         f"selection.mode={mode}", "schedule.batch_size=4", "schedule.n_steps=4", *MODES[mode]
@@ -166,7 +148,7 @@ def test_two_processes_equal_one_with_the_double_batch(
     alone, shared = tmp_path / "alone", tmp_path / "shared"
     train(recipe, alone)
 
-    assert in_processes(2, tmp_path / "store", lambda rank: train(recipe, shared)) == [0, 0]
+    assert in_processes(2, lambda rank: train(recipe, shared)) == [0, 0]
 
     expected_rows = rounded(read_metrics(alone / "metrics.jsonl"))
     rows = read_metrics(shared / "metrics.jsonl")

@@ -209,6 +209,8 @@ class OptimizerConfig:
             `value` cuts each of their entries to it.
         ema_decay: weight of the old moving average of the weights, which is what is evaluated and
             stored at the end; 0 keeps none.
+        max_skipped_steps: steps of a run that are left out where a loss or a gradient is not
+            finite, each with its record in `nonfinite/`; one more ends the run.
     """
 
     lr: float = 1e-3
@@ -218,8 +220,10 @@ class OptimizerConfig:
     clip_norm: float = 1.0
     clip_type: Literal["norm", "value"] = "norm"
     ema_decay: float = 0.0
+    max_skipped_steps: int = 0
 
     def __post_init__(self) -> None:
+        _require(self.max_skipped_steps >= 0, "optimizer.max_skipped_steps must be >= 0")
         _require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
         _require(self.weight_decay >= 0, "optimizer.weight_decay must be >= 0")
         _require(self.clip_norm > 0, f"optimizer.clip_norm must be positive, got {self.clip_norm}")

@@ -142,7 +142,7 @@ def replay(
 
     Raises:
         ValueError: There is no run, no such step, or the run's recipe or data has changed.
-        DivergedError: A step before the one asked for diverges.
+        DivergedError: A step before the one asked for diverges, and the run did not leave it out.
         RuntimeError: This is one of several processes.
     """
     folder = Path(folder)
@@ -225,7 +225,11 @@ def _replayed(
     resumed_step = steps.n_done
     batches = iter(assembly.batches(steps.position))
     for on_the_way in range(resumed_step + 1, number):
-        steps.take(next(batches))
+        try:
+            steps.take(next(batches))
+        except DivergedError as error:
+            # As the run did, if its recipe allowed it.
+            steps.skip(error)
         if progress is not None:
             progress(on_the_way - resumed_step, number - resumed_step, "")
     samples = next(batches)

@@ -225,6 +225,7 @@ def _finish(
         "n_steps": recipe.schedule.n_steps,
         "step_s": step_s,
         "accepted_share": accepted_share,
+        "n_skipped": int(max(row.get("n_skipped", 0) for row in rows)),
         **({"evaluation": None} if found is None else found.to_dict()),
     }
     if is_first:

@@ -66,7 +66,8 @@ class Trainer:
         """Train until the last step.
 
         Raises:
-            DivergedError: if a loss is not finite.
+            DivergedError: if a loss is not finite, and the step is not one that the recipe lets be
+                left out.
             TrainingInterruptedError: after Ctrl-C, once a checkpoint is written.
         """
         self._resume()
@@ -89,7 +90,8 @@ class Trainer:
                     number = self.steps.n_done + 1
                     path = save_divergence(self.folder, self.recipe, number, samples, error)
                     logger.error("what the step was made of is in %s", path)
-                    raise
+                    outcome = self.steps.skip(error)
+                    logger.warning("left out step %d, which diverged: %s", number, error)
                 busy_s += time.monotonic() - step_began
                 values = {**outcome.losses, **outcome.statistics}
                 scoring_s += values.pop("scoring_s", 0.0)
@@ -120,7 +122,9 @@ class Trainer:
                             "the same command goes on from there"
                         )
                 if self.progress is not None:
-                    self.progress(step, schedule.n_steps, f"loss {values['loss']:.3f}")
+                    loss = values.get("loss")
+                    text = "diverged, left out" if loss is None else f"loss {loss:.3f}"
+                    self.progress(step, schedule.n_steps, text)
         logger.info("trained to step %d in %.0f s", step, time.monotonic() - began)
 
     def _save(self) -> Path:

@@ -48,11 +48,13 @@ class DivergedError(RuntimeError):
 
     Attributes:
         outcome: what the step had come to.
+        is_joint: every process of the run has come to this point and knows of it.
     """
 
-    def __init__(self, message: str, outcome: StepOutcome) -> None:
+    def __init__(self, message: str, outcome: StepOutcome, *, is_joint: bool = True) -> None:
         super().__init__(message)
         self.outcome = outcome
+        self.is_joint = is_joint
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -70,7 +72,8 @@ class TrainingSteps:
         selection: the mode's step.
 
     Attributes:
-        n_done: steps taken.
+        n_done: steps taken, those left out among them.
+        n_skipped: steps that were left out.
         position: position in the stream of training samples of the next step's first one.
     """
 
@@ -82,6 +85,7 @@ class TrainingSteps:
         selection: SelectionStep,
     ) -> None:
         self._schedule = recipe.schedule
+        self._max_skipped = recipe.optimizer.max_skipped_steps
         self._detector = detector
         self._optimizer = optimizer
         self._selection = selection
@@ -90,6 +94,7 @@ class TrainingSteps:
         )
         self._lr = peak_learning_rate(recipe)
         self.n_done = 0
+        self.n_skipped = 0
         self.position = 0
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -116,11 +121,14 @@ class TrainingSteps:
         decisions: list[Decision] = []
         statistics: dict[str, float] = {"lr": lr}
 
-        def diverged(part: Sequence[TrainingSample], what: str) -> DivergedError:
+        def diverged(
+            part: Sequence[TrainingSample], what: str, *, is_joint: bool = True
+        ) -> DivergedError:
             return DivergedError(
                 f"step {number}: {what}; {_contents(part)}; lower optimizer.lr or look at these "
                 "samples",
                 StepOutcome(losses, tuple(decisions), statistics),
+                is_joint=is_joint,
             )
 
         for first in range(0, len(samples), size):
@@ -134,13 +142,20 @@ class TrainingSteps:
                     _add(losses, latest, n_parts)
                     bad = _not_finite(losses)
                     what = f"not finite: {bad}" if bad else str(error).rstrip(".")
-                    raise diverged(part, what) from error
+                    # The cache raises in all processes. Of its proposals a process knows alone, and
+                    # the others may be waiting for it inside their selection.
+                    is_joint = processes.n_processes() == 1 or isinstance(
+                        error, NonFiniteGradientError
+                    )
+                    raise diverged(part, what, is_joint=is_joint) from error
             total = torch.stack(list(selected.losses.values())).sum()
             _add(losses, {"loss": total, **selected.losses}, n_parts)
             _merge(statistics, selected.statistics)
             decisions += selected.decisions
-            if bad := _not_finite(losses):
-                raise diverged(part, f"not finite: {bad}")
+            bad = _not_finite(losses)
+            if processes.total(bool(bad)):
+                where = f"{bad}" if bad else "a loss of another process"
+                raise diverged(part, f"not finite: {where}")
             self._update.backward(total / n_parts)
         # Before unscaling, so that an overflow in one process is seen by all.
         processes.average_gradients(self._detector.parameters())
@@ -150,13 +165,40 @@ class TrainingSteps:
         if not self._update.may_overflow and not math.isfinite(norm):
             raise diverged(samples, f"not finite: {{'gradient norm': {float(norm)}}}")
         self._update.apply()
-        self.n_done = number
-        self.position += self._schedule.batch_size
+        self._advance()
         return StepOutcome(
             {name: processes.mean(value) for name, value in losses.items()},
             tuple(decisions),
-            statistics,
+            statistics | self._skips(),
         )
+
+    def skip(self, error: DivergedError) -> StepOutcome:
+        """Leave out the next step, as it diverged: its samples are passed over.
+
+        Weights, their average and the optimizer stay as they are. What the step had added to the
+        windows and counts of the selection stays added; no cached gradient takes a number that is
+        not finite.
+
+        Args:
+            error: that `take` raised.
+
+        Raises:
+            DivergedError: the same, as the recipe allows no further step to be left out, or as
+                only this process knows of it.
+        """
+        if self.n_skipped >= self._max_skipped or not error.is_joint:
+            raise error
+        self.n_skipped += 1
+        self._advance()
+        lr = error.outcome.statistics["lr"]
+        return StepOutcome({}, (), {"lr": lr} | self._skips())
+
+    def _advance(self) -> None:
+        self.n_done += 1
+        self.position += self._schedule.batch_size
+
+    def _skips(self) -> dict[str, float]:
+        return {"n_skipped": float(self.n_skipped)} if self._max_skipped else {}
 
     def state(self) -> TrainingState:
         """Return what a later step needs to be taken as if there had been no break."""
@@ -164,7 +206,10 @@ class TrainingSteps:
             step=self.n_done,
             position=self.position,
             model=self._detector.state_dict(),
-            states={name: part.state_dict() for name, part in self._stateful().items()},
+            states={
+                **{name: part.state_dict() for name, part in self._stateful().items()},
+                "steps": {"n_skipped": self.n_skipped},
+            },
         )
 
     def load_state(self, state: TrainingState, source: str) -> None:
@@ -182,6 +227,7 @@ class TrainingSteps:
         for name, part in self._stateful().items():
             part.load_state_dict(state.states[name])
         self.n_done, self.position = state.step, state.position
+        self.n_skipped = state.states["steps"]["n_skipped"]
 
     def _stateful(self) -> dict[str, Any]:
         """Return what a step depends on beside the detector, by its name in checkpoints."""

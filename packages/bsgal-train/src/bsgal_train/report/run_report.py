@@ -109,6 +109,8 @@ def _summary(
         text += f", {results['step_s']:.2f} s per step"
     if results.get("accepted_share") is not None:
         text += f", {100 * results['accepted_share']:.0f} % accepted"
+    if results.get("n_skipped"):
+        text += f", {results['n_skipped']} left out as they diverged"
     return text + "."
 
 
