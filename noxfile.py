@@ -31,7 +31,10 @@ EXTRAS = {
 # Skipped where a package is alone: they compare with detectron2 itself.
 BESIDE_DETECTRON2 = ["packages/bsgal-paste/tests/test_detectron2.py"]
 # Benchmarks that time what a user would pick instead: benchmarks/requirements.txt.
-NEEDS_PEERS = {"score_peers", "score_offline", "score_growth", "paste_speed", "train_study"}
+NEEDS_PEERS = {
+    "score_peers", "score_offline", "score_growth", "paste_speed", "train_study",
+    "train_study_generated",
+}  # fmt: skip
 
 nox.options.sessions = ["lint", "types", "tests"]
 nox.needs_version = ">=2024.4.15"
@@ -132,11 +135,16 @@ def gpu(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def bench(session: nox.Session) -> None:
-    """Run benchmarks by name or by the beginning of a name: `nox -s bench -- score_cache`."""
-    names = [argument for argument in session.posargs if not argument.startswith("-")]
-    options = [argument for argument in session.posargs if argument.startswith("-")]
+    """Run benchmarks by name, or by words that a name begins or ends with: `-- cache [OPTIONS]`."""
+    arguments = session.posargs
+    n_names = next((i for i, one in enumerate(arguments) if one.startswith("-")), len(arguments))
+    names, options = arguments[:n_names], arguments[n_names:]
     known = sorted(path.stem.removeprefix("bench_") for path in ROOT.glob("benchmarks/bench_*.py"))
-    chosen = [name for name in known if any(name.startswith(wanted) for wanted in names)]
+    chosen = [
+        name
+        for name in known
+        if any(f"{name}_".startswith(f"{one}_") or name.endswith(f"_{one}") for one in names)
+    ]
     if not chosen:
         session.error(f"name a benchmark after `--`; there are: {', '.join(known)}")
     python = shared_python(session)

@@ -1,0 +1,15 @@
+"""The study of `bench_train_study.py` with generated instances, defects of their own included.
+
+The pool is made as a newcomer's: images from the built-in pipeline, objects cut out where they
+differ from the border. What that spoils nobody counted; as much as there is spoilt on purpose, too.
+"""
+
+from __future__ import annotations
+
+from train_study.command import main
+from train_study.tables import tables
+
+__all__ = ["tables"]
+
+if __name__ == "__main__":
+    main("train_study_generated", "generated", __doc__)
