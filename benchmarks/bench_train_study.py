@@ -9,10 +9,10 @@ the defects.
 
 The arm `paste_clean` pastes the pool without its spoilt instances: what perfect judgement of the
 defects would be worth. The arm `paste_random` accepts the share that `instance` accepted with the
-same seed. The arm `paste_filtered` pastes everything of a pool from which the instances were
-dropped that a salient-object model agrees with least, as many as are spoilt. Where a mode costs
-another time than `paste_all`, measured in turn, `<arm>@wall` repeats it with as many steps as fit
-the time of `paste_all`, what is done once before the first step included.
+same seed. The arm `paste_filtered` pastes everything of a pool from which in every category the
+instances were dropped that a salient-object model agrees with least, as many as are spoilt. Where a
+mode costs another time than `paste_all`, measured in turn, `<arm>@wall` repeats it with as many
+steps as fit the time of `paste_all`, what is done once before the first step included.
 
 Each (arm, seed) is a folder in `--state`; a finished one is not run again, and a killed one goes on
 from its checkpoint. So several processes may share the work, each with seeds of its own and
@@ -27,4 +27,4 @@ from train_study.tables import tables
 __all__ = ["tables"]
 
 if __name__ == "__main__":
-    main("train_study", "drawn", __doc__)
+    main("train_study", "drawn", __doc__, at_equal_time=True)

@@ -37,4 +37,5 @@ BASE = "paste_all"
 WALL = "@wall"
 """Ends the name of an arm that has the time of `paste_all`, not its steps."""
 
-WALL_ARMS = ("paper", "batch", "instance", "in_batch", "hybrid")
+WALL_ARMS = ("paper", "batch", "instance")
+"""Arms that have such a repetition: those that do not already lose with as many steps."""

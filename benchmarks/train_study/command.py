@@ -14,13 +14,15 @@ from train_study.runs import Study, arms_in_order
 from train_study.summary import headline_of, summaries
 
 
-def main(name: str, pool: PoolKind, description: str) -> None:
+def main(name: str, pool: PoolKind, description: str, *, at_equal_time: bool) -> None:
     """Run what is missing, then write the result.
 
     Args:
         name: of the result.
         pool: what the instances are before a part of them is spoilt.
         description: of the benchmark.
+        at_equal_time: unless the command line says otherwise, repeat arms that cost another time
+            than `paste_all` in its time.
     """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -41,8 +43,8 @@ def main(name: str, pool: PoolKind, description: str) -> None:
         "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms (default all)"
     )
     parser.add_argument(
-        "--wall", action=argparse.BooleanOptionalAction, default=True,
-        help="repeat dearer arms in the time of paste_all (default yes)",
+        "--wall", action=argparse.BooleanOptionalAction, default=at_equal_time,
+        help="repeat dearer arms in the time of paste_all",
     )  # fmt: skip
     parser.add_argument("--part", action="store_true", help="only run, write no result")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (default 2)")

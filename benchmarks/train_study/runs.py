@@ -40,13 +40,7 @@ class Study:
         ensure_builtin_dataset(folder / "dataset")
         self._start = forget_rare(folder)
         self._pool = make_pool(folder, pool, per_category)
-        self._filtered = filter_pool(self._pool, folder / f"{self._pool.name}-filtered")
         self._planted = json.loads((self._pool / "planted.json").read_text(encoding="utf-8"))
-        self._clean = copy_pool(
-            self._pool,
-            folder / f"{self._pool.name}-clean",
-            lambda entry: entry["instance_id"] not in self._planted,
-        )
 
     def steps_at_equal_time(self) -> dict[str, int]:
         """Return the steps of each arm that costs another time than `paste_all` for its steps."""
@@ -89,13 +83,12 @@ class Study:
     def _recipe(self, mode: str, seed: int, n_steps: int) -> Recipe:
         from bsgal_train.recipes import load_recipe
 
-        pools = {"paste_clean": self._clean, "paste_filtered": self._filtered}
         changes = [
             f"data.builtin_root={self._folder / 'dataset'}",
             f"detector.init={self._start}",
             # The rate of the detector's own training: there is much to learn again.
             "optimizer.lr=1e-3",
-            f"paste.pool={pools.get(mode, self._pool)}",
+            f"paste.pool={self._pool_of(mode)}",
             f"schedule.n_steps={n_steps}",
             f"schedule.batch_size={self._batch_size}",
             f"schedule.seed={seed}",
@@ -105,6 +98,16 @@ class Study:
         if mode == "paste_random":
             changes.append(f"selection.kept_share={self._verdicts('instance', seed)['accepted']}")
         return load_recipe("builtin_continue").override(*changes)
+
+    def _pool_of(self, mode: str) -> Path:
+        if mode == "paste_filtered":
+            return filter_pool(self._pool, self._folder / f"{self._pool.name}-filtered")
+        if mode == "paste_clean":
+            clean = self._folder / f"{self._pool.name}-clean"
+            return copy_pool(
+                self._pool, clean, lambda entry: entry["instance_id"] not in self._planted
+            )
+        return self._pool
 
     def _verdicts(self, arm: str, seed: int) -> dict[str, float]:
         """Return the accepted share of instances, and how well rejection finds the defects."""
@@ -129,6 +132,9 @@ class Study:
         }
         for kind in sorted(set(self._planted.values())):
             found[f"recall_{kind}"] = share(is_rejected for is_rejected, d in judged if d == kind)
+        for group in ("r", "c", "f"):
+            own = (row for row in log if row["frequency"] == group and row["defect"] is None)
+            found[f"accepted_good_{group}"] = share(row["verdict"] == "accept" for row in own)
         return found
 
     def _path(self, arm: str, seed: int) -> Path:
