@@ -21,10 +21,11 @@ from its checkpoint. So several processes may share the work, each with seeds of
 
 from __future__ import annotations
 
+from train_study.arms import ARMS
 from train_study.command import main
 from train_study.tables import tables
 
 __all__ = ["tables"]
 
 if __name__ == "__main__":
-    main("train_study", "drawn", __doc__, at_equal_time=True)
+    main("train_study", "drawn", __doc__, arms=ARMS, at_equal_time=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 from _harness import ROOT, require_tests, write_result
@@ -14,13 +15,16 @@ from train_study.runs import Study, arms_in_order
 from train_study.summary import headline_of, summaries
 
 
-def main(name: str, pool: PoolKind, description: str, *, at_equal_time: bool) -> None:
+def main(
+    name: str, pool: PoolKind, description: str, *, arms: Collection[str], at_equal_time: bool
+) -> None:
     """Run what is missing, then write the result.
 
     Args:
         name: of the result.
         pool: what the instances are before a part of them is spoilt.
         description: of the benchmark.
+        arms: unless the command line names others.
         at_equal_time: unless the command line says otherwise, repeat arms that cost another time
             than `paste_all` in its time.
     """
@@ -40,7 +44,11 @@ def main(name: str, pool: PoolKind, description: str, *, at_equal_time: bool) ->
     parser.add_argument("--batch-size", type=int, default=8, help="images per step (default 8)")
     parser.add_argument("--per-category", type=int, default=30, help="instances (default 30)")
     parser.add_argument(
-        "--arms", nargs="+", choices=ARMS, default=list(ARMS), help="arms (default all)"
+        "--arms",
+        nargs="+",
+        choices=ARMS,
+        default=list(arms),
+        help=f"default: {' '.join(arms)}",
     )
     parser.add_argument(
         "--wall", action=argparse.BooleanOptionalAction, default=at_equal_time,
@@ -65,16 +73,16 @@ def main(name: str, pool: PoolKind, description: str, *, at_equal_time: bool) ->
     study = Study(
         arguments.state, pool, arguments.per_category, arguments.steps, arguments.batch_size
     )
-    arms = arms_in_order(arguments.arms)
+    ordered = arms_in_order(arguments.arms)
     if arguments.wall:
         timed = study.steps_at_equal_time()
-        arms += [arm + WALL for arm in WALL_ARMS if arm in timed and arm in arms]
+        ordered += [arm + WALL for arm in WALL_ARMS if arm in timed and arm in ordered]
     for seed in arguments.seeds:
-        for arm in arms:
+        for arm in ordered:
             study.run(arm, seed)
     if arguments.part:
         return
-    runs = [study.found(arm, seed) for seed in arguments.seeds for arm in arms]
+    runs = [study.found(arm, seed) for seed in arguments.seeds for arm in ordered]
     costs = study.costs() if arguments.wall else {}
     rows = [
         *runs,
