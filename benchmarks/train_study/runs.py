@@ -34,6 +34,7 @@ class Study:
     ) -> None:
         from bsgal_train.builtin.dataset import ensure_builtin_dataset
 
+        check_settings(folder, {"pool": pool, "per_category": per_category})
         self._folder = folder
         self._n_steps = n_steps
         self._batch_size = batch_size
@@ -139,6 +140,19 @@ class Study:
 
     def _path(self, arm: str, seed: int) -> Path:
         return self._folder / f"{arm}-{seed}"
+
+
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Stop if the folder holds runs with other instances; note what its instances are.
+
+    Settings of training are checked by each run itself.
+    """
+    path = folder / "settings.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        path.write_text(json.dumps(settings), encoding="utf-8")
+    elif (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
+        raise SystemExit(f"{folder} holds runs with {found}, not {settings}: take an empty folder")
 
 
 def arms_in_order(arms: Sequence[str]) -> list[str]:
