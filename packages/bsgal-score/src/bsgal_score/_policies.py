@@ -7,6 +7,7 @@ Every policy has `decide`, `step` (called once per training step), `state_dict` 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Iterable, Mapping
@@ -137,7 +138,7 @@ class LinearSchedule:
         self.n_steps = int(state["n_steps"])
 
 
-class _OfWindow:
+class _OfWindow(ABC):
     """A threshold that is a quantile of the contributions in a window."""
 
     def __init__(self, window: int, initial_threshold: float) -> None:
@@ -147,9 +148,9 @@ class _OfWindow:
         self._recent = _Window(window)
 
     @property
+    @abstractmethod
     def kept_share(self) -> float:
         """The share to accept now."""
-        raise NotImplementedError
 
     @property
     def window(self) -> int:
