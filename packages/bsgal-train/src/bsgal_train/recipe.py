@@ -210,7 +210,8 @@ class OptimizerConfig:
         ema_decay: weight of the old moving average of the weights, which is what is evaluated and
             stored at the end; 0 keeps none.
         max_skipped_steps: steps of a run that are left out where a loss or a gradient is not
-            finite, each with its record in `nonfinite/`; one more ends the run.
+            finite, each with its record in `nonfinite/`; one more ends the run. A gradient that
+            overflows the loss scale of fp16 is no such step: the scale is halved.
     """
 
     lr: float = 1e-3

@@ -114,6 +114,14 @@ def test_a_run_without_validation_says_so(run_folder: Path) -> None:
     assert "no validation annotations" in run_report(run_folder).notes[0]
 
 
+def test_steps_that_were_left_out_are_counted(run_folder: Path) -> None:
+    assert "left out" not in run_report(run_folder).summary
+    summary = json.loads((run_folder / "results.json").read_text())
+    (run_folder / "results.json").write_text(json.dumps(summary | {"n_skipped": 2}))
+
+    assert "steps left out as they diverged: 2" in run_report(run_folder).summary
+
+
 def test_a_group_without_a_category_is_not_a_number(run_folder: Path) -> None:
     summary = json.loads((run_folder / "results.json").read_text())
     summary["evaluation"]["metrics"]["segm"]["apc"] = None

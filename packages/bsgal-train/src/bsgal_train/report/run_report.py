@@ -110,7 +110,7 @@ def _summary(
     if results.get("accepted_share") is not None:
         text += f", {100 * results['accepted_share']:.0f} % accepted"
     if results.get("n_skipped"):
-        text += f", {results['n_skipped']} left out as they diverged"
+        text += f", steps left out as they diverged: {results['n_skipped']}"
     return text + "."
 
 
