@@ -48,7 +48,9 @@ def measure_costs(recipes: Mapping[str, Recipe], path: Path) -> dict[str, dict[s
         }
         for arm in recipes
     }
-    path.write_text(json.dumps(costs, indent=1), encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(costs, indent=1), encoding="utf-8")
+    temporary.replace(path)
     return costs
 
 

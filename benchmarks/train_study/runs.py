@@ -72,7 +72,9 @@ class Study:
             "steps": steps,
             **{name: none_to_nan(getattr(metrics, name)) for name in METRICS},
         }
-        outcome.write_text(json.dumps(found), encoding="utf-8")
+        temporary = outcome.with_suffix(".tmp")
+        temporary.write_text(json.dumps(found), encoding="utf-8")
+        temporary.replace(outcome)
         print({k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}, flush=True)
 
     def found(self, arm: str, seed: int) -> dict[str, Any]:
