@@ -19,20 +19,20 @@ __all__ = ["predict", "predict_each"]
 
 def predict(
     detector: nn.Module,
-    batches: Iterable[Sequence[dict[str, Any]]],
+    inputs: Iterable[dict[str, Any]],
     category_ids: Sequence[int],
     precision: Precision = "fp32",
     progress: Callable[[int], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Return every detection in every image, as `predict_each` gives them."""
     results: list[dict[str, Any]] = []
-    predict_each(detector, batches, category_ids, results.extend, precision, progress)
+    predict_each(detector, inputs, category_ids, results.extend, precision, progress)
     return results
 
 
 def predict_each(
     detector: nn.Module,
-    batches: Iterable[Sequence[dict[str, Any]]],
+    inputs: Iterable[dict[str, Any]],
     category_ids: Sequence[int],
     write: Callable[[list[dict[str, Any]]], object],
     precision: Precision = "fp32",
@@ -40,9 +40,13 @@ def predict_each(
 ) -> None:
     """Hand over the detections of image after image.
 
+    The detector sees one image at a time. In a batch, images are padded to the size of the largest,
+    and group normalisation takes the padding for part of the image: what is found in an image would
+    depend on those beside it.
+
     Args:
         detector: from `build_detector`; left in the mode it was in.
-        batches: lists of detectron2 test inputs with "image", "image_id", "height", "width".
+        inputs: detectron2 test inputs with "image", "image_id", "height", "width".
         category_ids: annotation category id of each class index.
         write: called with each image's detections: dictionaries with image_id, category_id, bbox
             (xywh, pixels of the original image), score and segmentation (COCO RLE with text
@@ -52,14 +56,11 @@ def predict_each(
     """
     was_training = detector.training
     detector.eval()
-    n_done = 0
     try:
         with torch.no_grad(), autocast(precision):
-            for batch in batches:
-                outputs = detector(list(batch))
-                for one, output in zip(batch, outputs, strict=True):
-                    write(_detections(one["image_id"], output["instances"].to("cpu"), category_ids))
-                n_done += len(batch)
+            for n_done, one in enumerate(inputs, start=1):
+                (output,) = detector([one])
+                write(_detections(one["image_id"], output["instances"].to("cpu"), category_ids))
                 if progress is not None:
                     progress(n_done)
     finally:

@@ -126,7 +126,7 @@ def evaluate(
         source: output folder of a run, or `baseline`.
         folder: where `predictions/` and `results.json` go; None writes nothing. The latter holds
             the recipe, hashes and versions too, so that it can be told where numbers are from.
-        progress: told after every batch of images.
+        progress: told after every image.
 
     Raises:
         ValueError: for bad annotations or weights, or no validation annotations.

@@ -22,8 +22,6 @@ __all__ = ["Validation", "validate"]
 
 logger = logging.getLogger(__name__)
 
-_BATCH_SIZE = 8
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Validation:
@@ -63,14 +61,13 @@ def validate(
         annotations: the images and what is in them.
         recipe: its detector and loader settings count.
         folder: where the shards go, seen by all processes (`PredictionShards` reads them).
-        progress: told after every batch of this process: images done, in all, and a text.
+        progress: told after every image of this process: images done, in all, and a text.
     """
     rank, n_processes = processes.rank(), processes.n_processes()
     loader = build_test_loader(
         annotations,
         image_px=recipe.detector.image_px,
         image_short_px=recipe.detector.image_short_px,
-        batch_size=_BATCH_SIZE,
         n_workers=recipe.data.n_workers,
         process=rank,
         n_processes=n_processes,
@@ -86,9 +83,7 @@ def validate(
             [category.category_id for category in annotations.categories],
             writer.add,
             recipe.detector.precision,
-            None
-            if progress is None
-            else lambda done: progress(done, loader.n_images, "predicting"),
+            None if progress is None else lambda done: progress(done, len(loader), "predicting"),
         )
     n_skipped = int(processes.total(sum(loader.skipped.values())))
     if n_skipped:

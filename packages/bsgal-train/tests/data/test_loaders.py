@@ -84,11 +84,11 @@ def test_processes_share_each_batch_and_nothing_else_changes(annotations, mapper
 
 def test_processes_share_the_test_images(annotations):
     def images(process):
-        loader = build_test_loader(annotations, batch_size=2, process=process, n_processes=2)
-        return loader.n_images, [[one["image_id"] for one in batch] for batch in loader]
+        loader = build_test_loader(annotations, process=process, n_processes=2)
+        return len(loader), [one["image_id"] for one in loader]
 
-    assert images(0) == (3, [[1, 3], [5]])
-    assert images(1) == (3, [[2, 4], [6]])
+    assert images(0) == (3, [1, 3, 5])
+    assert images(1) == (3, [2, 4, 6])
 
 
 def test_skipped_images_are_counted_and_logged_once(tmp_path, write_dataset, caplog):
@@ -160,10 +160,9 @@ def private_mb(pid: str) -> float:
 
 
 def test_test_images_come_once_in_order_at_their_own_size(annotations):
-    loader = build_test_loader(annotations, batch_size=4)
-    assert len(loader) == 2
-    assert loader.n_images == 6
-    inputs = [one for batch in loader for one in batch]
+    loader = build_test_loader(annotations)
+    assert len(loader) == 6
+    inputs = list(loader)
     assert [one["image_id"] for one in inputs] == [1, 2, 3, 4, 5, 6]
     for one, record in zip(inputs, annotations.images, strict=True):
         assert (one["height"], one["width"]) == (48, 64)
@@ -174,15 +173,14 @@ def test_test_images_come_once_in_order_at_their_own_size(annotations):
 
 @pytest.mark.parametrize(("image_px", "shape"), [(32, (3, 24, 32)), (128, (3, 96, 128))])
 def test_test_images_are_resized_by_their_longer_side(annotations, image_px, shape):
-    ((first, *_), *_) = build_test_loader(annotations, image_px=image_px, batch_size=2)
+    first, *_ = build_test_loader(annotations, image_px=image_px)
     assert first["image"].shape == shape
     assert (first["height"], first["width"]) == (48, 64)
 
 
 def test_test_images_are_the_same_from_worker_processes(annotations):
     alone, shared = (
-        [one["image"] for batch in build_test_loader(annotations, n_workers=n) for one in batch]
-        for n in (0, 2)
+        [one["image"] for one in build_test_loader(annotations, n_workers=n)] for n in (0, 2)
     )
     assert all((a == b).all() for a, b in zip(alone, shared, strict=True))
 
@@ -191,6 +189,6 @@ def test_a_corrupt_test_image_is_left_out_and_named(tmp_path, write_dataset):
     broken = write_dataset(tmp_path, [[(42, 4, 4, 20, 20)]] * 3)
     (tmp_path / "2.png").write_bytes(b"broken")
     loader = build_test_loader(broken)
-    assert [[one["image_id"] for one in batch] for batch in loader] == [[1], [3]]
+    assert [one["image_id"] for one in loader] == [1, 3]
     (message,) = loader.skipped
     assert "2.png cannot be read" in message

@@ -68,7 +68,7 @@ def test_validation_photographs_load(photographs):
     validation = LvisAnnotations.load(ROOT / "lvis_val.json", ROOT / "images" / "val")
     assert validation.class_index_of == photographs.class_index_of
     loader = build_test_loader(validation, image_px=160)
-    inputs = [one for batch in loader for one in batch]
+    inputs = list(loader)
     assert len(inputs) == 30
     assert all(max(one["image"].shape[1:]) == 160 for one in inputs)
     assert all(one["image"].dtype == torch.uint8 for one in inputs)

@@ -84,7 +84,7 @@ def test_it_learns_a_handful_of_images_and_finds_their_objects(
         {**one, "height": one["image"].shape[1], "width": one["image"].shape[2]}
         for one in tiny_inputs
     ]
-    found = predict(detector, [tests], category_ids=[0, 1, 2])
+    found = predict(detector, tests, category_ids=[0, 1, 2])
     for one in tiny_inputs:
         objects = one["instances"]
         own = [item for item in found if item["image_id"] == one["image_id"]]

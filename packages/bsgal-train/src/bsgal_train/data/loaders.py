@@ -50,7 +50,7 @@ class TrainLoader:
 
 
 class TestLoader:
-    """Yield lists of detectron2 test inputs, once. Build one with `build_test_loader`.
+    """Yield detectron2 test inputs, once. Build one with `build_test_loader`.
 
     Attributes:
         skipped: The images that cannot be read, by message. They are logged and left out: their
@@ -59,24 +59,19 @@ class TestLoader:
 
     __test__ = False  # not a test case, whatever its name
 
-    def __init__(self, batches: torch.utils.data.DataLoader[dict[str, Any]], n_images: int) -> None:
-        self._batches = batches
-        self.n_images = n_images
+    def __init__(self, images: torch.utils.data.DataLoader[dict[str, Any]]) -> None:
+        self._images = images
         self.skipped: Counter[str] = Counter()
 
     def __len__(self) -> int:
-        return len(self._batches)
+        return len(self._images)
 
-    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        for batch in self._batches:
-            inputs = []
-            for one in batch:
-                if "skipped" in one:
-                    _count(self.skipped, one["skipped"])
-                else:
-                    inputs.append(one)
-            if inputs:
-                yield inputs
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for one in self._images:
+            if "skipped" in one:
+                _count(self.skipped, one["skipped"])
+            else:
+                yield one
 
 
 def build_train_loader(
@@ -108,7 +103,7 @@ def build_train_loader(
             f"{len(annotations.images)} images; compute them from the same annotations"
         )
     places = _Places(sampler, batch_size, start_position, own or range(batch_size))
-    return TrainLoader(_data_loader(_TrainingSet(mapper), places, n_workers))
+    return TrainLoader(_data_loader(_TrainingSet(mapper), n_workers, batch_sampler=places))
 
 
 def build_test_loader(
@@ -116,7 +111,6 @@ def build_test_loader(
     *,
     image_px: int = 0,
     image_short_px: int = 0,
-    batch_size: int = 1,
     n_workers: int = 0,
     process: int = 0,
     n_processes: int = 1,
@@ -129,15 +123,13 @@ def build_test_loader(
             of an input are the original ones, so detectron2 gives results in those.
         image_short_px: Shorter side they are resized to, as far as the longer one stays within
             `image_px`; 0: only `image_px` counts.
-        batch_size: Images per list.
         n_workers: Loader processes; 0 loads in this process.
         process: Number of this process, where several share the images.
         n_processes: How many there are; each gets every so many-th image.
     """
     own = range(process, len(annotations.images), n_processes)
-    batches = [list(own[start : start + batch_size]) for start in range(0, len(own), batch_size)]
     images = _TestSet(annotations, image_px, image_short_px)
-    return TestLoader(_data_loader(images, batches, n_workers), len(own))
+    return TestLoader(_data_loader(images, n_workers, sampler=own, batch_size=None))
 
 
 def _count(skipped: Counter[str], message: str) -> None:
@@ -206,18 +198,18 @@ def _resized(
     return resized
 
 
-def _data_loader(dataset: Any, batches: Any, n_workers: int) -> Any:
+def _data_loader(dataset: Any, n_workers: int, **order: Any) -> Any:
     return torch.utils.data.DataLoader(
         dataset,
-        batch_sampler=batches,
         num_workers=n_workers,
         collate_fn=_as_it_is,
         worker_init_fn=_start_worker,
+        **order,
     )
 
 
-def _as_it_is(samples: list[Any]) -> list[Any]:
-    return samples
+def _as_it_is(loaded: Any) -> Any:
+    return loaded
 
 
 def _start_worker(worker: int) -> None:
