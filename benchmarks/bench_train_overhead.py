@@ -253,7 +253,6 @@ def build_steps(
 ) -> dict[str, Callable[[int], None]]:
     """Return for each mode a training step that takes the step's number."""
     import torch
-    from torch import nn
 
     from bsgal_paste import CategoryBalancedSampler, CopyPaste, InstancePool, UniformScale
     from bsgal_train.annotations import LvisAnnotations
@@ -261,6 +260,7 @@ def build_steps(
     from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingMapper
     from bsgal_train.detector import build_detector
     from bsgal_train.optimizer import build_optimizer
+    from bsgal_train.optimizer_step import OptimizerStep
     from bsgal_train.selection import build_selection
 
     torch.set_num_threads(threads)
@@ -280,17 +280,18 @@ def build_steps(
     torch.manual_seed(0)
     detector = build_detector(common.detector, len(annotations.categories)).train()
     optimizer = build_optimizer(detector, common.optimizer)
+    update = OptimizerStep(detector, optimizer, common.optimizer, common.detector.precision)
     reference = ClassMatchedReference(annotations, crop)
 
     def step(selection: Any, number: int) -> None:
         selected = selection(detector, batch, number, 7)
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(torch.stack(list(selected.losses.values())).sum())
-        nn.utils.clip_grad_norm_(detector.parameters(), common.optimizer.clip_norm)
-        optimizer.step()
+        update.clip()
+        update.apply()
 
     return {
-        mode: partial(step, build_selection(recipe, detector, reference, optimizer))
+        mode: partial(step, build_selection(recipe, detector, reference, update))
         for mode, recipe in recipes.items()
     }
 

@@ -115,9 +115,11 @@ def run_small(folder: Path, *assignments: str) -> tuple[nn.Module, list[int], li
             yield [Sample(first + i, images[first + i]) for i in range(8)]
 
     selection = MeanOfSquares()
+    optimizer = build_optimizer(layer, recipe.optimizer)
+    update = OptimizerStep(layer, optimizer, recipe.optimizer, recipe.detector.precision)
     Trainer(
         recipe=recipe,
-        steps=TrainingSteps(recipe, layer, build_optimizer(layer, recipe.optimizer), selection),
+        steps=TrainingSteps(recipe, layer, update, selection),
         batches=batches,  # type: ignore[arg-type]  # stand-ins for samples
         folder=folder,
     ).run()

@@ -32,6 +32,7 @@ from bsgal_train.detector import (
 from bsgal_train.errors import AnnotationFormatError
 from bsgal_train.memory import available_bytes, check_memory
 from bsgal_train.optimizer import build_optimizer
+from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import Recipe, ScheduleConfig
 from bsgal_train.selection import build_selection
 from bsgal_train.training_steps import TrainingSteps
@@ -110,14 +111,15 @@ def assemble(
     detector.to(best_device())
     check_memory(recipe, detector, available_bytes())
     optimizer = build_optimizer(detector, recipe.optimizer)
+    update = OptimizerStep(detector, optimizer, recipe.optimizer, recipe.detector.precision)
     reference = ClassMatchedReference(annotations, crop)
-    selection = build_selection(recipe, detector, reference, optimizer)
+    selection = build_selection(recipe, detector, reference, update)
     return Assembly(
         annotations=annotations,
         annotations_sha256=sha256,
         pool=None if copy_paste is None else copy_paste.pool,
         detector=detector,
-        steps=TrainingSteps(recipe, detector, optimizer, selection),
+        steps=TrainingSteps(recipe, detector, update, selection),
         batches=batches,
     )
 

@@ -27,6 +27,9 @@ class OptimizerStep:
         optimizer: of its parameters.
         config: limits of the gradient, and the decay of the average.
         precision: of the forward pass.
+
+    Attributes:
+        optimizer: as given.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class OptimizerStep:
         precision: Precision,
     ) -> None:
         self._detector = detector
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._config = config
         device = next(detector.parameters()).device.type
         self._scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
@@ -55,7 +58,7 @@ class OptimizerStep:
     def unscaled_gradients(self) -> None:
         """Divide the gradients by the scale; once per step, before anything reads them."""
         if self._scaler.is_enabled():
-            self._scaler.unscale_(self._optimizer)
+            self._scaler.unscale_(self.optimizer)
 
     def clip(self) -> Tensor:
         """Limit the gradients and return the norm they had."""
@@ -69,7 +72,7 @@ class OptimizerStep:
 
     def apply(self) -> None:
         """Change the weights, and then their average."""
-        self._scaler.step(self._optimizer)
+        self._scaler.step(self.optimizer)
         self._scaler.update()
         if self._average is not None:
             self._average.update()

@@ -68,7 +68,7 @@ class TrainingSteps:
     Args:
         recipe: the resolved recipe.
         detector: changed in place.
-        optimizer: of the detector, from `build_optimizer`; its rate is set at every step.
+        update: of the detector; the rate of its optimizer is set at every step.
         selection: the mode's step.
 
     Attributes:
@@ -81,17 +81,15 @@ class TrainingSteps:
         self,
         recipe: Recipe,
         detector: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        update: OptimizerStep,
         selection: SelectionStep,
     ) -> None:
         self._schedule = recipe.schedule
         self._max_skipped = recipe.optimizer.max_skipped_steps
         self._detector = detector
-        self._optimizer = optimizer
+        self._optimizer = update.optimizer
+        self._update = update
         self._selection = selection
-        self._update = OptimizerStep(
-            detector, optimizer, recipe.optimizer, recipe.detector.precision
-        )
         self._lr = peak_learning_rate(recipe)
         self.n_done = 0
         self.n_skipped = 0

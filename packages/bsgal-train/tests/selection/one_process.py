@@ -21,6 +21,7 @@ from bsgal_train import processes
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingMapper
 from bsgal_train.detector import build_detector
+from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import DetectorConfig, PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection
 
@@ -66,8 +67,9 @@ def run_case(data: Path, rank: int, n_processes: int, case: dict[str, Any]) -> d
     counts = [category.image_count for category in annotations.categories]
     detector = build_detector(recipe.detector, 3, counts)
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
+    update = OptimizerStep(detector, optimizer, recipe.optimizer, "fp32")
     reference = ClassMatchedReference(annotations, CROP)
-    selection = build_selection(recipe, detector, reference, optimizer)
+    selection = build_selection(recipe, detector, reference, update)
     share = N_SAMPLES // n_processes
     decisions, gradients = [], []
     for step in range(1, N_STEPS + 1):

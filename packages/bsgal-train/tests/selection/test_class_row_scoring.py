@@ -12,6 +12,7 @@ from bsgal_train.data import ClassMatchedReference, TrainingSample
 from bsgal_train.data.samples import REAL
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import RowLosses, recorded
+from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection
 from bsgal_train.selection.base import SelectionStep
@@ -25,7 +26,8 @@ def build(detector: Any, reference: ClassMatchedReference, **options: Any) -> Se
         paste=PasteConfig(pool="pool"),
     )
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
-    return build_selection(recipe, detector, reference, optimizer)
+    update = OptimizerStep(detector, optimizer, recipe.optimizer, "fp32")
+    return build_selection(recipe, detector, reference, update)
 
 
 def own_row_gradient(detector: Any, rows: RowLosses, chosen: Tensor, class_index: int) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from bsgal_train.data import ClassMatchedReference, TrainingSample
 from bsgal_train.decision_log import read_decisions
 from bsgal_train.detector import build_detector
+from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import Recipe
 from bsgal_train.run import train
 from bsgal_train.selection import Selected, build_selection
@@ -32,7 +33,8 @@ def first_step(
             # A block that is skipped has to be missed.
             torch.nn.init.constant_(p, 3.0)
     optimizer = torch.optim.SGD(detector.parameters(), lr=1e-3)
-    selection = build_selection(recipe, detector, reference, optimizer)
+    update = OptimizerStep(detector, optimizer, recipe.optimizer, "fp32")
+    selection = build_selection(recipe, detector, reference, update)
     selected = selection(detector, samples, 1, seed=5)
     assert detector.backbone.training
     return selected

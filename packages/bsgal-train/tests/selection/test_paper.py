@@ -10,6 +10,7 @@ from bsgal_score import GradientCache
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingSample
 from bsgal_train.detector import build_detector, training_losses
+from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection, paper
 from bsgal_train.selection.paper import PaperSelection
@@ -170,11 +171,12 @@ def test_the_controls_judge_nothing(
     samples: list[TrainingSample],
     tiny_recipe: Recipe,
 ) -> None:
+    optimizer = torch.optim.AdamW(detector.parameters())
     step = build_selection(
         tiny_recipe.override(f"selection.mode={mode}"),
         detector,
         ClassMatchedReference(annotations, CROP),
-        torch.optim.AdamW(detector.parameters()),
+        OptimizerStep(detector, optimizer, tiny_recipe.optimizer, "fp32"),
     )
 
     selected = step(detector, samples, step=1, seed=7)

@@ -10,6 +10,7 @@ from bsgal_train.data import ClassMatchedReference, TrainingSample
 from bsgal_train.data.samples import REAL
 from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.detector.row_losses import BACKGROUND, RowLosses, recorded
+from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection
 from bsgal_train.selection.base import Selected, SelectionStep
@@ -28,7 +29,8 @@ def build(
         paste=PasteConfig(pool="pool"),
     )
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
-    return build_selection(recipe, detector, reference, optimizer)
+    update = OptimizerStep(detector, optimizer, recipe.optimizer, "fp32")
+    return build_selection(recipe, detector, reference, update)
 
 
 def run(step: SelectionStep, detector: Any, samples: list[TrainingSample], n: int = 1) -> Selected:
@@ -239,7 +241,8 @@ def test_the_step_form_has_no_evidence_before_the_first_step_and_loss_units_afte
         paste=PasteConfig(pool="pool"),
     )
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
-    step = build_selection(recipe, detector, reference, optimizer)
+    update = OptimizerStep(detector, optimizer, recipe.optimizer, "fp32")
+    step = build_selection(recipe, detector, reference, update)
     first = run(step, detector, samples)
     assert {row.verdict for row in first.decisions} == {"no_evidence"}
 

@@ -6,8 +6,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from torch import nn
-from torch.optim import Optimizer
 
+from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import SelectionStep
 from bsgal_train.selection.batch import BatchSelection
@@ -33,7 +33,7 @@ def build_selection(
     recipe: Recipe,
     detector: nn.Module,
     reference: ClassMatchedReference,
-    optimizer: Optimizer,
+    update: OptimizerStep,
 ) -> SelectionStep:
     """Return the selection step of `recipe.selection.mode`.
 
@@ -41,9 +41,9 @@ def build_selection(
         recipe: of the run.
         detector: whose gradients are compared by modes that do.
         reference: real images for modes that need them.
-        optimizer: the run's own, read by modes that predict its next step.
+        update: the run's own step; some modes predict it, `oracle` takes it on trial.
     """
-    selection = _of_mode(recipe, detector, reference, optimizer)
+    selection = _of_mode(recipe, detector, reference, update)
     if recipe.selection.mode not in SCORES_THE_TRAINING_PASS:
         return selection
     if recipe.detector.drop_path:
@@ -60,7 +60,7 @@ def _of_mode(
     recipe: Recipe,
     detector: nn.Module,
     reference: ClassMatchedReference,
-    optimizer: Optimizer,
+    update: OptimizerStep,
 ) -> SelectionStep:
     mode = recipe.selection.mode
     if mode == "none":
@@ -70,14 +70,14 @@ def _of_mode(
     if mode == "paste_random":
         return RandomSelection(recipe)
     if mode == "paper":
-        return PaperSelection(detector, reference, recipe, optimizer)
+        return PaperSelection(detector, reference, recipe, update.optimizer)
     if mode == "batch":
-        return BatchSelection(detector, reference, recipe, optimizer)
+        return BatchSelection(detector, reference, recipe, update.optimizer)
     if mode == "oracle":
-        return OracleSelection(reference, recipe, optimizer)
+        return OracleSelection(reference, recipe, update)
     scoring: Scoring
     if recipe.selection.effective_reference == "own_class":
         scoring = ClassRowScoring(detector, reference, recipe)
     else:
-        scoring = HeadScoring(detector, reference, recipe, optimizer, mode)
+        scoring = HeadScoring(detector, reference, recipe, update.optimizer, mode)
     return RowSelection(scoring, recipe, mode)

@@ -1,8 +1,8 @@
 """`oracle`: the exact effect of every pasted object on the loss on real data, for studies.
 
-For each pasted object the run's optimizer takes the real step with and without its rows (or on
-them alone), the loss of class-matched real images is compared, and everything is put back bit for
-bit (`bsgal_score.loss_difference`). That is two training steps and two more forward passes per
+For each pasted object the run's own step, clipping included, is taken with and without its rows (or
+on them alone), the loss of class-matched real images is compared, and everything is put back bit
+for bit (`bsgal_score.loss_difference`). That is two training steps and two more forward passes per
 object. Then rejected objects give no loss, as in `instance`.
 """
 
@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from bsgal_score import loss_difference
 from bsgal_train import processes
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import RowLosses, recorded
+from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import Selected
 from bsgal_train.selection.judge import Judge, Unit, decision_rows
@@ -38,23 +38,22 @@ class OracleSelection:
     Args:
         reference: draws class-matched real images.
         recipe: whether objects are tried alone or in the batch, policy and precision.
-        optimizer: the run's; it takes the steps that are tried.
+        update: the run's step, which is tried.
 
     Raises:
         ValueError: there are several processes.
     """
 
     def __init__(
-        self, reference: ClassMatchedReference, recipe: Recipe, optimizer: Optimizer
+        self, reference: ClassMatchedReference, recipe: Recipe, update: OptimizerStep
     ) -> None:
         if processes.n_processes() > 1:
             raise ValueError("selection.mode=oracle runs in one process only")
         self._config = recipe.selection
         self._reference = reference
         self._precision = recipe.detector.precision
-        self._optimizer = optimizer
+        self._update = update
         self._kinds = recipe.selection.effective_losses
-        self._clip_norm = recipe.optimizer.clip_norm
         self._judge = Judge(recipe.selection, recipe.schedule.n_judgements)
 
     def __call__(
@@ -143,11 +142,11 @@ class OracleSelection:
             return torch.stack(list(kept.values())).sum()
 
         def clip() -> None:
-            nn.utils.clip_grad_norm_(detector.parameters(), self._clip_norm)
+            self._update.clip()
 
         return loss_difference(
             detector,
-            self._optimizer,
+            self._update.optimizer,
             reference_loss=real_loss,
             candidate_loss=candidate,
             batch_loss=rest if self._config.oracle_step == "in_batch" else None,
