@@ -9,18 +9,23 @@ requirements and nothing else, so that an undeclared import fails.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 SHARED = ROOT / ".nox" / "shared"
-CHECKED = ["packages", "benchmarks", "integration_tests", "models", "noxfile.py"]
-TOOLS = ["pytest", "hypothesis", "ruff", "mypy", "hatchling", "editables", "packaging"]
+CHECKED = ["packages", "benchmarks", "integration_tests", "models", "noxfile.py", "conftest.py"]
+TOOLS = ["pytest", "hypothesis", "ruff", "mypy", "packaging"]
+# What the packages, and what some of their requirements publish as source archives only, are built
+# with. A new virtual environment has an old setuptools or none.
+BUILD_TOOLS = ["setuptools", "wheel", "hatchling", "editables"]
 EXTRAS = {
     "bsgal-generate": "[ray]",
     "bsgal-mask": "[u2net,clip,clipseg,sam]",
@@ -28,7 +33,7 @@ EXTRAS = {
     "bsgal-score": "[examples]",
     "bsgal-train": "[builtin]",
 }
-# Skipped where a package is alone: they compare with detectron2 itself.
+# Run among the integration tests: they compare with detectron2 itself.
 BESIDE_DETECTRON2 = ["packages/bsgal-paste/tests/test_detectron2.py"]
 # Benchmarks that time what a user would pick instead: benchmarks/requirements.txt.
 NEEDS_PEERS = {
@@ -45,26 +50,26 @@ def _program(environment: Path, name: str) -> str:
     return str(environment / folder / f"{name}{suffix}")
 
 
-def _fingerprint() -> str:
-    """Hash everything that decides what the shared environment holds."""
+def _fingerprint(constraints: Path) -> str:
+    """Hash everything that decides what an environment holds."""
     digest = hashlib.sha256(sys.version.encode())
-    files = [ROOT / "noxfile.py", ROOT / "constraints.txt", *ROOT.glob("packages/*/pyproject.toml")]
+    files = [ROOT / "noxfile.py", constraints, *ROOT.glob("packages/*/pyproject.toml")]
     for path in sorted(files):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def shared_python(session: nox.Session) -> str:
-    """Return the shared environment's interpreter, after making or updating the environment."""
-    python, stamp = _program(SHARED, "python"), SHARED / "bsgal-fingerprint"
-    fingerprint = _fingerprint()
+def _environment(session: nox.Session, folder: Path, constraints: Path) -> str:
+    """Make an environment with all packages, or bring it up to date; return its interpreter."""
+    python, stamp = _program(folder, "python"), folder / "bsgal-fingerprint"
+    fingerprint = _fingerprint(constraints)
     if stamp.is_file() and stamp.read_text() == fingerprint:
         return python
     if not Path(python).exists():
-        session.run(sys.executable, "-m", "venv", str(SHARED), external=True)
-    pip = [python, "-m", "pip", "install", "--quiet", "--constraint", str(ROOT / "constraints.txt")]
-    session.log("installing the shared environment (the first time: several minutes, about 7 GB)")
-    session.run(*pip, *TOOLS, external=True)
+        session.run(sys.executable, "-m", "venv", str(folder), external=True)
+    pip = [python, "-m", "pip", "install", "--quiet", "--constraint", str(constraints)]
+    session.log(f"installing {folder} (the first time: several minutes, about 7 GB)")
+    session.run(*pip, *BUILD_TOOLS, *TOOLS, external=True)
     editable = [
         part
         for name in PACKAGES
@@ -73,10 +78,31 @@ def shared_python(session: nox.Session) -> str:
     session.run(*pip, "--no-build-isolation", *editable, external=True)
     # Its declared requirements include a second OpenCV; the tests need none of them.
     session.run(*pip, "--no-deps", "lvis==0.5.3", external=True)
-    session.run(_program(SHARED, "bsgal-train"), "setup-detectron2", external=True)
-    session.run(_program(SHARED, "bsgal-mask"), "install-u2netp", external=True)
+    session.run(_program(folder, "bsgal-train"), "setup-detectron2", external=True)
+    session.run(_program(folder, "bsgal-mask"), "install-u2netp", external=True)
     stamp.write_text(fingerprint)
     return python
+
+
+def shared_python(session: nox.Session) -> str:
+    """Return the shared environment's interpreter, after making or updating the environment."""
+    return _environment(session, SHARED, ROOT / "constraints.txt")
+
+
+def _test_alone(session: nox.Session, python: str, part: str, alone: Path) -> None:
+    """Run a package's tests among its declared requirements, linked out of python's environment."""
+    package = ROOT / "packages" / part
+    script = str(ROOT / "integration_tests" / "alone_environment.py")
+    session.run(python, script, str(package), str(alone), external=True)
+    elsewhere = [f"--ignore={ROOT / path}" for path in BESIDE_DETECTRON2]
+    session.run(
+        _program(alone, "python"), "-m", "pytest", f"--rootdir={ROOT}", f"{package / 'tests'}",
+        *elsewhere, *session.posargs, env=_threads(), external=True,
+    )  # fmt: skip
+
+
+def _threads() -> dict[str, str]:
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
 
 
 @nox.session(venv_backend="none", default=False)
@@ -92,23 +118,13 @@ def demo(session: nox.Session) -> None:
 def tests(session: nox.Session, part: str) -> None:
     """Test each package among its declared requirements alone, then the packages together."""
     python = shared_python(session)
-    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2")}
     if part == "integration":
         session.run(
             python, "-m", "pytest", "integration_tests", *BESIDE_DETECTRON2, *session.posargs,
-            env=environment, external=True,
+            env=_threads(), external=True,
         )  # fmt: skip
-        return
-    alone = ROOT / ".nox" / "alone" / part
-    package = str(ROOT / "packages" / part)
-    session.run(
-        python, str(ROOT / "integration_tests" / "alone_environment.py"), package, str(alone),
-        external=True,
-    )  # fmt: skip
-    session.run(
-        _program(alone, "python"), "-m", "pytest", f"--rootdir={ROOT}", f"{package}/tests",
-        *session.posargs, env=environment, external=True,
-    )  # fmt: skip
+    else:
+        _test_alone(session, python, part, ROOT / ".nox" / "alone" / part)
 
 
 @nox.session(venv_backend="none")
@@ -124,6 +140,40 @@ def types(session: nox.Session) -> None:
     """Check types, strictly."""
     sources = [str(path.parent) for path in sorted(ROOT.glob("packages/*/src/*/__init__.py"))]
     session.run(shared_python(session), "-m", "mypy", *sources, external=True)
+
+
+@nox.session(venv_backend="none", default=False)
+def minimums(session: nox.Session) -> None:
+    """Test each package with the lowest versions that it declares; before a release."""
+    folder = ROOT / ".nox" / "minimums"
+    folder.mkdir(parents=True, exist_ok=True)
+    constraints = folder / "lowest.txt"
+    constraints.write_text("\n".join(_lowest_versions(session)) + "\n")
+    python = _environment(session, folder, constraints)
+    for part in PACKAGES:
+        _test_alone(session, python, part, ROOT / ".nox" / "minimums-alone" / part)
+
+
+def _lowest_versions(session: nox.Session) -> list[str]:
+    """Return `name==version` for the lower bound of every requirement of every package."""
+    lowest: dict[str, tuple[str, str]] = {}
+    for package in PACKAGES:
+        project = nox.project.load_toml(ROOT / "packages" / package / "pyproject.toml")["project"]
+        extras: dict[str, list[str]] = project.get("optional-dependencies", {})
+        for line in itertools.chain(project["dependencies"], *extras.values()):
+            requirement = Requirement(line)
+            if requirement.name in PACKAGES:
+                continue
+            bounds = [one.version for one in requirement.specifier if one.operator == ">="]
+            if len(bounds) != 1:
+                session.error(f"{package} declares {line!r} without a lowest version")
+            before, version = lowest.setdefault(requirement.name, (package, bounds[0]))
+            if version != bounds[0]:
+                session.error(
+                    f"{package} declares {line!r}, but {before} {requirement.name}>={version}: "
+                    "one environment tests both, so the bounds must agree"
+                )
+    return [f"{name}=={version}" for name, (_, version) in sorted(lowest.items())]
 
 
 @nox.session(venv_backend="none", default=False)

@@ -22,7 +22,7 @@ def _two_threads() -> None:
 @pytest.fixture(scope="session")
 def coco_mini() -> Path:
     if not COCO_MINI.is_dir():
-        pytest.skip("the photographs of coco-mini are not beside this repository")
+        pytest.skip("the photographs of coco-mini are not at ../shared/data/coco-mini")
     return COCO_MINI
 
 
