@@ -36,7 +36,7 @@ from bsgal_paste._apply import PasteResult
 from bsgal_paste._composed_lvis import Job, composed_annotations
 from bsgal_paste._copy_paste import CopyPaste, sample_rng
 from bsgal_paste._lvis import Lvis, encode_mask, read_annotated_image
-from bsgal_paste._manifest import append_row, read_rows, write_atomically
+from bsgal_paste._manifest import ManifestAppender, read_rows, write_atomically
 from bsgal_paste._polygons import mask_to_polygons
 from bsgal_paste.errors import AnnotationError
 
@@ -124,18 +124,19 @@ def compose(
     root = Path(out_dir)
     _prepare(root, _meta(lvis, paste, config, recipe))
     manifest = root / "manifest.jsonl"
-    rows = {row["name"]: row for row in read_rows(manifest) if _is_done(row, root)}
     grouped = lvis.annotations_by_image()
     jobs = [
         Job(copy, image, grouped[image["id"]])
         for copy in range(config.copies_per_image)
         for image in lvis.images
     ]
-    open_jobs = [job for job in jobs if job.name not in rows]
     work = _Worker(paste, Path(image_root), root, config, lvis.boxes_only)
-    with manifest.open("ab") as lines:
+    with ManifestAppender(manifest) as appender:
+        read = read_rows(manifest, ValueError)
+        rows = {row["name"]: row for _, row in read if _is_done(row, root)}
+        open_jobs = [job for job in jobs if job.name not in rows]
         for row in _in_order(work, open_jobs, n_workers):
-            append_row(lines, row)
+            appender.append(row)
             rows[row["name"]] = row
             if progress is not None:
                 progress(len(rows), len(jobs))

@@ -1,12 +1,36 @@
-"""Files that survive a crash: whole rows, and whole files under their final name."""
+"""Manifests of JSON lines, which survive a crash and have one writer; and files written whole.
+
+A line ends with a newline. The last one may lack it: where it is a whole JSON object it counts,
+otherwise its writer was stopped in the middle of it and it does not. Reading changes nothing.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+if sys.platform == "win32":
+    import msvcrt
+
+    # The locked byte lies behind any manifest, because Windows keeps readers off locked bytes.
+    _LOCKED_BYTE = 2**62
+
+    def _lock(file: BinaryIO) -> None:
+        file.seek(_LOCKED_BYTE)
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+else:
+    import fcntl
+
+    def _lock(file: BinaryIO) -> None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -16,29 +40,111 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def append_row(lines: BinaryIO, row: Mapping[str, Any]) -> None:
-    """Append one JSON line with a single write."""
-    lines.write(json.dumps(row).encode() + b"\n")
-    lines.flush()
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of a JSON-lines file and cut a torn last line off it.
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON as the standard has it: UTF-8 without a byte order mark, no NaN, no infinity.
 
     Raises:
-        ValueError: A line other than the last is not JSON.
+        ValueError: It is not that, or is nested too deeply.
     """
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
-    rows = []
-    for number, line in enumerate(content[:whole].splitlines(), start=1):
+    try:
+        return _DECODER.decode(content.decode())
+    except RecursionError:
+        raise ValueError("not valid JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"not valid JSON: {error}") from None
+
+
+def read_rows(
+    path: Path, error: type[ValueError], digest: _Hash | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Read the rows of a manifest, each with its line number from 1.
+
+    Args:
+        path: The manifest.
+        error: What a bad line raises.
+        digest: Updated with all bytes of the file.
+
+    Raises:
+        error: A line other than a torn last one is no JSON object; the message names it.
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if digest is not None:
+                digest.update(line)
+            where = f"{path}, line {number}"
+            is_whole = line.endswith(b"\n")
+            try:
+                row = parse_json(line)
+            except ValueError as problem:
+                if is_whole:
+                    raise error(f"{where}: {problem}") from None
+                return
+            if isinstance(row, dict):
+                yield number, row
+            elif is_whole:
+                raise error(f"{where}: must be a JSON object, got {line.strip()[:80]!r}")
+
+
+class ManifestAppender:
+    """Append rows to a manifest as its only writer, after mending how its last line ends.
+
+    The lock is the operating system's: it ends with the process, however that ends.
+
+    Args:
+        path: The manifest; made if it is missing.
+
+    Raises:
+        ValueError: Another process is writing it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a+b", buffering=0)
         try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from error
-    return rows
+            _lock(self._file)
+        except OSError:
+            self._file.close()
+            raise ValueError(
+                f"{path} is being written by another process; let it end, or give another folder"
+            ) from None
+        self._mend_end()
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Append one row with a single write."""
+        self._file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+
+    def _mend_end(self) -> None:
+        self._file.seek(0)
+        content = self._file.read()
+        last = content[content.rfind(b"\n") + 1 :]
+        if not last:
+            return
+        try:
+            counts = isinstance(parse_json(last), dict)
+        except ValueError:
+            counts = False
+        if counts:
+            self._file.write(b"\n")
+        else:
+            self._file.truncate(len(content) - len(last))
+
+    def __enter__(self) -> ManifestAppender:
+        """Give the appender itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Bring the rows to the disk, close the file and release the lock."""
+        os.fsync(self._file.fileno())
+        self._file.close()
