@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from bsgal_score import IGNORED, REFERENCE, GhostScorer, GradientCache
+from bsgal_score import IGNORED, REFERENCE, GhostScorer, GradientCache, StepModel
 from bsgal_score.errors import (
     LiveBatchNormError,
     NonFiniteGradientError,
@@ -473,3 +473,72 @@ def test_scores_take_no_memory_of_the_size_of_a_gradient_per_unit():
             scorer.score(loss, index, update_cache=False)
     # Nothing is larger than the weights or the input; 128 gradients would be.
     assert max(largest) <= max(model.weight.numel(), rows.numel())
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_an_empty_cache_is_no_evidence_in_every_form(norms):
+    model = nn.Linear(8, 2)
+    cache = make_cache(model)
+    step = StepModel(torch.optim.SGD(model.parameters(), lr=0.1))
+    with GhostScorer(model, cache) as scorer:
+        loss = model(torch.randn(N_ROWS, 8)).square().sum()
+        scores = scorer.score(loss, INDEX.clamp(min=0), norms=norms, step=step)
+    gradient = {"weight": torch.ones(2, 8), "bias": torch.ones(2)}
+    for form in ("dot", "step", "cosine") if norms else ("dot", "step"):
+        assert scores.contributions(form) == [None, None]
+        chosen = step if form == "step" else None
+        assert make_cache(model).update_and_score({}, gradient, form, step=chosen) is None
+
+
+@pytest.mark.parametrize("norms", [True, False])
+def test_a_unit_without_gradient_is_no_evidence_in_every_form(norms):
+    model = nn.Linear(8, 2)
+    cache = make_cache(model)
+    step = StepModel(torch.optim.SGD(model.parameters(), lr=0.1))
+    with GhostScorer(model, cache) as scorer:
+        counted = (INDEX != 1).float()[:, None]
+        loss = (model(torch.randn(N_ROWS, 8)) * counted).square().sum()
+        scores = scorer.score(loss, INDEX, norms=norms, step=step)
+    for form in ("dot", "step", "cosine") if norms else ("dot", "step"):
+        found = scores.contributions(form)
+        assert isinstance(found[0], float)
+        assert found[1] is None
+
+
+@pytest.mark.parametrize("options", [{}, {"curvature": "kfac"}, {"displacement": "exact"}])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_a_step_that_moves_nothing_is_no_evidence_on_every_path(kind, options):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 2)).double()
+    rows = torch.randn(N_ROWS, 8).double()
+    groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[1].parameters()}]
+    optimizer = kind(groups, lr=0.0)
+    model(rows).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    step = StepModel(optimizer, **options)
+
+    def contributions():
+        by_ghost, by_gradients = make_cache(model), make_cache(model)
+        per_row = model(rows).square().sum(dim=1)
+        real, candidate = (
+            dict(
+                zip(
+                    by_ghost.names,
+                    torch.autograd.grad(
+                        per_row[unit == INDEX].sum(), model.parameters(), retain_graph=True
+                    ),
+                    strict=True,
+                )
+            )
+            for unit in (REFERENCE, 1)
+        )
+        with GhostScorer(model, by_ghost) as scorer:
+            loss = model(rows).square().sum()
+            ghost = scorer.score(loss, INDEX, step=step).contributions("step")[1]
+        return ghost, by_gradients.update_and_score(real, candidate, "step", step=step)
+
+    assert contributions() == (None, None)
+    optimizer.param_groups[1]["lr"] = 0.1
+    ghost, full = contributions()
+    assert ghost == pytest.approx(full)

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from bsgal_score import GhostScorer, GradientCache, StepModel, errors, loss_difference
+from bsgal_score import (
+    FixedThreshold,
+    GhostScorer,
+    GradientCache,
+    StepModel,
+    errors,
+    loss_difference,
+)
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -457,3 +464,57 @@ def test_nan_in_a_candidate_gives_nan():
     cache = GradientCache(setting.model.named_parameters(), decay=0.0)
     candidate = {name: torch.full_like(p, math.nan) for name, p in setting.parameters.items()}
     assert math.isnan(cache.update_and_score(reference, candidate, "step", step=step))
+
+
+@pytest.mark.parametrize("curvature", ["scalar", "diagonal", "kfac"])
+@pytest.mark.parametrize("bad", [float("inf"), 1e25])
+def test_a_reference_row_that_is_not_finite_leaves_curvature_and_cache_alone(curvature, bad):
+    # 1e25 is finite, and so are its gradients in float32, but their squares are not.
+    setting = Setting("sgd", dtype=torch.float32)
+    step = StepModel(setting.optimizer, curvature=curvature)
+    cache = GradientCache(setting.model.named_parameters(), decay=0.5)
+    index = torch.tensor([-1] * 10 + [0] * 5 + [1] * 5)
+    clean = torch.randn(20, 6)
+
+    def score(rows):
+        with GhostScorer(setting.model, cache) as scorer:
+            loss = setting.model(rows).square().sum()
+            return scorer.score(loss, index, step=step, update_cache=rows is not clean)
+
+    score(torch.randn(20, 6))
+    expected = score(clean).contributions("step")
+    assert all(math.isfinite(one) for one in expected)
+    dirty = clean.clone()
+    dirty[3] = bad
+    with pytest.raises(errors.NonFiniteGradientError, match="NaN or Inf"):
+        score(dirty)
+    assert cache.n_updates == 1
+    assert score(clean).contributions("step") == expected
+
+
+@pytest.mark.parametrize("curvature", ["scalar", "diagonal", "kfac"])
+def test_reference_gradients_that_are_not_finite_leave_the_curvature_alone(curvature):
+    setting = Setting("sgd")
+    step = StepModel(setting.optimizer, curvature=curvature)
+    step.reference_gradients(setting.model, setting.reference_loss)
+    before = step.curvature.times(setting.parameters)
+    setting.rows[70] = math.inf
+    with pytest.raises(errors.NonFiniteGradientError, match="NaN or Inf"):
+        step.reference_gradients(setting.model, setting.reference_loss)
+    after = step.curvature.times(setting.parameters)
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+
+
+def test_a_step_score_that_is_not_finite_is_never_taken_for_missing_evidence():
+    setting = Setting("sgd")
+    step = StepModel(setting.optimizer, curvature="scalar")
+    cache = GradientCache(setting.model.named_parameters(), decay=0.5)
+    state = step.state_dict()
+    state["curvature"]["scalar"] = math.nan
+    step.load_state_dict(state)
+    with GhostScorer(setting.model, cache) as scorer:
+        loss = setting.model(torch.randn(4, 6).double()).square().sum()
+        scores = scorer.score(loss, torch.tensor([-1, -1, 0, 1]), step=step)
+    found = scores.contributions("step")
+    assert all(math.isnan(one) for one in found)
+    assert not FixedThreshold(0.0).decide(found[0]).trains

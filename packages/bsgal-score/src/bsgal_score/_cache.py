@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from . import ops
+from ._contribution import contribution, cosine
 from ._distributed import any_process, average, averaged_copies, unite
 from ._sketch import CountSketch
 from ._step_model import StepModel
@@ -561,12 +562,6 @@ def _check_same_tensors(
 
 def _contribution(sums: CacheSums, form: Literal["cosine", "dot", "step"]) -> float | None:
     dot, cache_sqnorm, candidate_sqnorm = torch.stack(list(sums)).tolist()
-    if not all(map(math.isfinite, (dot, cache_sqnorm, candidate_sqnorm))):
-        return math.nan
-    if cache_sqnorm == 0 or candidate_sqnorm == 0:
-        return None
-    if form != "cosine":
-        return float(dot)
-    # Rounding can carry the quotient past 1 by a few units in the last place.
-    cosine = dot / (math.sqrt(cache_sqnorm) * math.sqrt(candidate_sqnorm))
-    return float(max(-1.0, min(1.0, cosine)))
+    sides = {"cache_sqnorm": cache_sqnorm, "candidate_sqnorm": candidate_sqnorm}
+    score = cosine(dot=dot, **sides) if form == "cosine" else dot
+    return contribution(score, dot=dot, **sides)

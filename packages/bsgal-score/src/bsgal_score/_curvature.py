@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from ._linear_maps import ExactCall, LinearCall
 from .eager.ghost import compute_dtype
-from .errors import StateMismatchError
+from .errors import NonFiniteGradientError, StateMismatchError
 
 CurvatureKind = Literal["scalar", "diagonal", "kfac"]
 
@@ -29,6 +30,18 @@ class CallRows(NamedTuple):
     """Indices of the rows."""
     output_grads: Tensor
     """∂L_ref/∂output of those rows."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What the reference rows of one batch show of the curvature, before it is averaged."""
+
+    diagonal: dict[str, Tensor] = field(default_factory=dict)
+    """Name to h."""
+    factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """Name of the weight to A and B."""
+    bias_of: dict[str, str] = field(default_factory=dict)
+    """Name of the weight to that of its layer's bias."""
 
 
 class Curvature:
@@ -68,30 +81,69 @@ class Curvature:
 
         Args:
             observed: The recorded calls with their reference rows.
+
+        Raises:
+            NonFiniteGradientError: As `estimate`.
+        """
+        self.blend(self.estimate(observed))
+
+    def estimate(self, observed: Iterable[CallRows]) -> Estimate:
+        """Return what one reference batch shows, and change nothing.
+
+        Args:
+            observed: The recorded calls with their reference rows.
+
+        Raises:
+            NonFiniteGradientError: If an entry is NaN or Inf, which an average would keep for good.
         """
         layers: dict[frozenset[str], list[CallRows]] = defaultdict(list)
         for one in observed:
             if len(one.rows):
                 layers[frozenset(one.call.names.values())].append(one)
-        if not layers:
+        new = Estimate()
+        for calls in layers.values():
+            if self.kind == "kfac" and all(map(_has_factors, calls)):
+                names = calls[0].call.names
+                new.factors[names["weight"]] = _factors(calls)
+                if "bias" in names:
+                    new.bias_of[names["weight"]] = names["bias"]
+            else:
+                new.diagonal.update(_diagonal(calls))
+        for name, tensors in [*((n, (h,)) for n, h in new.diagonal.items()), *new.factors.items()]:
+            if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+                raise NonFiniteGradientError(
+                    f"the reference rows give {name!r} a curvature with NaN or Inf; neither the "
+                    "curvature nor the cache was changed; skip this batch"
+                )
+        return new
+
+    def blend(self, new: Estimate) -> None:
+        """Take an estimate into the running average."""
+        if not (new.diagonal or new.factors):
             return
         n, d = self.n_updates, self.decay
         # The weight of a running average with bias correction, as in the gradient cache.
         old_weight = d * (1 - d**n) / (1 - d ** (n + 1))
-        diagonals: dict[str, Tensor] = {}
-        for calls in layers.values():
-            if self.kind == "kfac" and all(map(_has_factors, calls)):
-                self._blend_factors(calls, old_weight)
-            else:
-                diagonals |= _diagonal(calls)
         if self.kind == "scalar":
-            squares = sum(float(h.square().sum(dtype=torch.float64)) for h in diagonals.values())
-            total = sum(float(h.sum(dtype=torch.float64)) for h in diagonals.values())
-            new = squares / total if total > 0 else 0.0
-            self._scalar = old_weight * self._scalar + (1 - old_weight) * new
+            # In double, whose range holds the squares of what float32 holds.
+            h = [diagonal.double() for diagonal in new.diagonal.values()]
+            total = sum(float(one.sum()) for one in h)
+            mean = sum(float(one.square().sum()) for one in h) / total if total > 0 else 0.0
+            self._scalar = old_weight * self._scalar + (1 - old_weight) * mean
         else:
-            for name, new_diagonal in diagonals.items():
-                _blend(self._diagonal, name, new_diagonal, old_weight)
+            for name, diagonal in new.diagonal.items():
+                _blend(self._diagonal, name, diagonal, old_weight)
+        for name, factors in new.factors.items():
+            old = self._factors.get(name)
+            self._factors[name] = (
+                factors
+                if old is None
+                else (
+                    old[0].lerp_(factors[0], 1 - old_weight),
+                    old[1].lerp_(factors[1], 1 - old_weight),
+                )
+            )
+        self._bias_of |= new.bias_of
         self.n_updates += 1
 
     def times(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -154,23 +206,6 @@ class Curvature:
         }
         self._bias_of = dict(state["bias_of"])
 
-    def _blend_factors(self, calls: Sequence[CallRows], old_weight: float) -> None:
-        positions = [_positions(one) for one in calls]
-        inputs = torch.cat([a for a, _ in positions])
-        n_rows = sum(len(one.call.inputs) for one in calls)
-        grads = torch.cat([d for _, d in positions])
-        inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
-        names = calls[0].call.names
-        name = names["weight"]
-        new = (inputs.T @ inputs / len(inputs), n_rows * (grads.T @ grads))
-        if name in self._factors:
-            new_a, new_b = new
-            old_a, old_b = self._factors[name]
-            new = (old_a.lerp_(new_a, 1 - old_weight), old_b.lerp_(new_b, 1 - old_weight))
-        self._factors[name] = new
-        if "bias" in names:
-            self._bias_of[name] = names["bias"]
-
     def _factored_times(self, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return B [W | b] A, cut up again; a bias that is not given counts as zero."""
         weight = tensors[name]
@@ -184,6 +219,16 @@ class Curvature:
         if bias_name is not None and bias_name in tensors:
             found[bias_name] = product[:, -1]
         return found
+
+
+def _factors(calls: Sequence[CallRows]) -> tuple[Tensor, Tensor]:
+    """Return A and B of one layer, which may have been called several times."""
+    positions = [_positions(one) for one in calls]
+    inputs = torch.cat([a for a, _ in positions])
+    inputs = torch.cat([inputs, torch.ones_like(inputs[:, :1])], dim=1)
+    grads = torch.cat([d for _, d in positions])
+    n_rows = sum(len(one.call.inputs) for one in calls)
+    return inputs.T @ inputs / len(inputs), n_rows * (grads.T @ grads)
 
 
 def _blend(tensors: dict[str, Tensor], name: str, new: Tensor, old_weight: float) -> None:

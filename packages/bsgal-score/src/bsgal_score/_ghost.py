@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Literal
 
@@ -16,14 +14,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import ops
 from ._cache import GradientCache, Rows
+from ._contribution import cosine
 from ._curvature import CallRows
 from ._distributed import any_process
-from ._linear_maps import ExactCall, LinearCall
+from ._layer_scores import Reached, gradients, score_layer, step_effects
 from ._recorder import Call, Recorder, record_module
 from ._step_model import StepModel
-from ._unit_sqnorms import unit_sqnorms
-from .eager.ghost import compute_dtype, sum_by_unit
-from .errors import LiveBatchNormError, ReboundParameterError, UnsupportedLayerError
+from ._unit_scores import Form, Sides, UnitScores
+from .eager.ghost import compute_dtype
+from .errors import (
+    LiveBatchNormError,
+    NonFiniteGradientError,
+    ReboundParameterError,
+    UnsupportedLayerError,
+)
 
 REFERENCE = -1
 """Unit index of rows that are no unit's but feed the cache: real data."""
@@ -40,49 +44,6 @@ _SUPPORTED_MODULES = (
     nn.Embedding,
     _BatchNorm,
 )
-
-
-@dataclass(frozen=True)
-class UnitScores:
-    """Scores of the units of one forward pass; tensors are (n_units,), float64."""
-
-    dot: Tensor
-    """⟨c, g_i⟩ with the unit's gradient g_i: drop of the reference loss per unit learning rate."""
-    norm: Tensor | None
-    """‖g_i‖; None if norms were not asked for."""
-    cosine: Tensor | None
-    """⟨c, g_i⟩ / (‖c‖‖g_i‖), both over the scored parameters; NaN where c or g_i is zero."""
-    rows: Tensor
-    """Number of rows of each unit in the layer that saw most of them, int64."""
-    step: Tensor | None
-    """Drop of the reference loss predicted for the optimizer's next step; None without `step`."""
-    coverage: float
-    """Share of the cache's elements whose gradients entered the scores."""
-
-    def contributions(
-        self, form: Literal["cosine", "dot", "step"] = "cosine"
-    ) -> list[float | None]:
-        """List what a policy's `decide` takes: a number, None without evidence, NaN if not finite.
-
-        There is no evidence where a unit has no rows, or its gradient or the cache is zero.
-        """
-        by_form = {"cosine": self.cosine, "dot": self.dot, "step": self.step}
-        if form not in by_form:
-            raise ValueError(f"`form` must be one of {list(by_form)}, got {form!r}")
-        scores = by_form[form]
-        if scores is None:
-            needed = "norms=True" if form == "cosine" else "a `step` model"
-            raise ValueError(f"form={form!r} needs scores made with {needed}")
-        norm = torch.ones_like(self.dot) if self.norm is None else self.norm
-        finite = self.dot.isfinite() & norm.isfinite()
-        # With finite gradients, a cosine is only undefined if one of its sides is zero.
-        nothing = (self.rows == 0) | (norm == 0) | (finite & scores.isnan())
-        return [
-            None if no_evidence else score if is_finite else math.nan
-            for score, no_evidence, is_finite in zip(
-                scores.tolist(), nothing.tolist(), finite.tolist(), strict=True
-            )
-        ]
 
 
 class GhostScorer:
@@ -248,23 +209,48 @@ class GhostScorer:
                 "cache.update(step.reference_gradients(model, reference_loss))"
             )
         with torch.autocast(loss.device.type, enabled=False):
-            gradients = torch.autograd.grad(
+            output_grads = torch.autograd.grad(
                 loss, [call.edge for call in calls], retain_graph=True, allow_unused=True
             )
             reached = [
-                _Reached(call, index, _unscaled(gradient, loss_scale))
-                for call, index, gradient in zip(calls, indices, gradients, strict=True)
+                Reached(call, index, _unscaled(gradient, loss_scale))
+                for call, index, gradient in zip(calls, indices, output_grads, strict=True)
                 if gradient is not None
             ]
             with torch.no_grad():
-                has_reference = any(bool((one.index == REFERENCE).any()) for one in reached)
-                if group is not None and update_cache:
-                    has_reference = any_process(has_reference, group)
-                if step is not None and step.curvature is not None and update_cache:
-                    step.curvature.update(_reference_rows(reached))
-                if update_cache and has_reference:
-                    self.cache.update(_gradients(reached, REFERENCE), rows=rows, group=group)
+                if update_cache:
+                    self._feed(reached, step, rows, group)
                 return self._score_units(reached, indices, n_units, norms=norms, step=step)
+
+    def _feed(
+        self,
+        reached: list[Reached],
+        step: StepModel | None,
+        rows: Rows | Mapping[str, Rows] | None,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        """Feed the reference rows to the curvature and the cache: to both, or raise."""
+        curvature = None if step is None else step.curvature
+        estimate, problem = None, None
+        if curvature is not None:
+            try:
+                estimate = curvature.estimate(_reference_rows(reached))
+            except NonFiniteGradientError as error:
+                problem = error
+        has_reference = any(bool((one.index == REFERENCE).any()) for one in reached)
+        if group is not None:
+            # Together, lest the others wait forever for one that has raised.
+            has_reference = any_process(has_reference, group)
+            if curvature is not None and any_process(problem is not None, group):
+                problem = problem or NonFiniteGradientError(
+                    "the reference rows of another process give NaN or Inf; nothing was changed"
+                )
+        if problem is not None:
+            raise problem
+        if has_reference:
+            self.cache.update(gradients(reached, REFERENCE), rows=rows, group=group)
+        if curvature is not None and estimate is not None:
+            curvature.blend(estimate)
 
     def _sort_out_layers(self) -> tuple[dict[str, Tensor], dict[nn.Module, dict[str, str]]]:
         """Find the parameters to watch, and the modules to score exactly with their parameters."""
@@ -327,7 +313,7 @@ class GhostScorer:
 
     def _score_units(
         self,
-        reached: list[_Reached],
+        reached: list[Reached],
         indices: list[Tensor],
         n_units: int,
         *,
@@ -337,130 +323,62 @@ class GhostScorer:
         device = next(iter(self.cache.parameters.values())).device
         cached = {name: self.cache[name] for name in self.names}
         directions = [cached]
+        moved: set[str] = set()
         if step is not None:
             parameters = {name: self.cache.parameters[name] for name in self.names}
+            metric = zip(parameters, step.metric(parameters), strict=True)
+            moved = {name for name, one in metric if one.scale != 0}
             reference = step.reference(self.cache)
             reference = {name: reference[name] for name in self.names}
             if step.is_linear:
                 directions.append(step.directions(reference, parameters))
         dots = torch.zeros(len(directions), n_units, dtype=torch.float64)
-        effects = torch.zeros(n_units, dtype=torch.float64)
-        sqnorm = torch.zeros(n_units, dtype=torch.float64)
-        layers: dict[frozenset[str], list[_Reached]] = defaultdict(list)
+        effects, sqnorm, moved_sqnorm = torch.zeros(3, n_units, dtype=torch.float64)
+        layers: dict[frozenset[str], list[Reached]] = defaultdict(list)
         for one in reached:
             layers[frozenset(one.call.names.values())].append(one)
-        for layer in layers.values():
-            layer_dots, layer_sqnorm = self._score_layer(layer, directions, n_units, norms=norms)
+        for names, layer in layers.items():
+            layer_dots, layer_sqnorm = score_layer(
+                layer, directions, n_units, norms=norms, impl=self.impl
+            )
             dots += layer_dots
             sqnorm += layer_sqnorm
+            if not names.isdisjoint(moved):
+                moved_sqnorm += layer_sqnorm
             if step is not None and not step.is_linear:
-                effects += _effects(layer, step, reference, parameters, n_units)
-        norm = cosine = None
+                effects += step_effects(layer, step, reference, parameters, n_units)
+        sides: dict[Form, Sides] = {"dot": Sides(self._sqnorm(cached), sqnorm)}
         if norms:
-            sums = ops.cache_update_dot(list(cached.values()), None, None, impl=self.impl)
-            norm = sqnorm.sqrt()
-            # Where the cache or the unit's gradient is zero, 0 / 0 gives NaN.
-            cosine = (dots[0] / (norm * sums.cache_sqnorm.sqrt().cpu())).to(device)
-            norm = norm.to(device)
+            sides["cosine"] = sides["dot"]
+        if step is not None:
+            moving = {name: cached[name] for name in self.names if name in moved}
+            sides["step"] = Sides(self._sqnorm(moving), moved_sqnorm)
+        cosines = [
+            cosine(dot=dot, cache_sqnorm=sides["dot"].cache_sqnorm, candidate_sqnorm=candidate)
+            for dot, candidate in zip(dots[0].tolist(), sqnorm.tolist(), strict=True)
+        ]
         rows = torch.zeros(n_units, dtype=torch.int64)
         for index in indices:
             rows = rows.maximum(torch.bincount(index[index >= 0].cpu(), minlength=n_units))
         n_scored = sum(cached[name].numel() for layer in layers for name in layer)
         return UnitScores(
             dot=dots[0].to(device),
-            norm=norm,
-            cosine=cosine,
+            norm=sqnorm.sqrt().to(device) if norms else None,
+            cosine=torch.tensor(cosines, dtype=torch.float64, device=device) if norms else None,
             rows=rows.to(device),
             step=None if step is None else (dots[1] if step.is_linear else effects).to(device),
             coverage=n_scored / sum(p.numel() for p in self.cache.parameters.values()),
+            sides={form: Sides(one[0], one[1].to(device)) for form, one in sides.items()},
         )
 
-    def _score_layer(
-        self,
-        layer: list[_Reached],
-        directions: list[dict[str, Tensor]],
-        n_units: int,
-        *,
-        norms: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Return dot products (n_directions, n_units) and squared norms (n_units,) on the CPU."""
-        call = layer[0].call
-        nothing = torch.zeros(n_units, dtype=torch.float64)
-        if not any(bool((one.index >= 0).any()) for one in layer):
-            return nothing.expand(len(directions), -1), nothing
-        if isinstance(call, LinearCall) and call.is_matrix_product:
-            return self._matrix_products(layer, directions, n_units, norms=norms)
-        sqnorm: Tensor | None = nothing
-        if isinstance(call, ExactCall):
-            sqnorm = None
-        elif norms:
-            rows = [
-                (one.call, one.index, one.output_grads)
-                for one in layer
-                if isinstance(one.call, LinearCall)
-            ]
-            sqnorm = unit_sqnorms(rows, n_units, self.impl)
-        if sqnorm is None:
-            return self._unit_by_unit(layer, directions, n_units)
-        return torch.stack([_row_by_row(layer, d, n_units) for d in directions]), sqnorm
-
-    def _matrix_products(
-        self,
-        layer: list[_Reached],
-        directions: list[dict[str, Tensor]],
-        n_units: int,
-        *,
-        norms: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Score z = W a + b by ghost products; b is the weight of an input that is always 1."""
-        dots = torch.zeros(len(directions), n_units, dtype=torch.float64)
-        sqnorm = torch.zeros(n_units, dtype=torch.float64)
-        calls = [_positions(one) for one in layer]
-        for role, name in layer[0].call.names.items():
-            rows = [
-                (a if role == "weight" else torch.ones_like(a[:, :1]), d, index)
-                for a, d, index in calls
-            ]
-            for dot, direction in zip(dots, directions, strict=True):
-                for a, d, index in rows:
-                    weights = direction[name].reshape(-1, a.shape[1])
-                    dot += ops.ghost_dot(weights, a, d, index, n_units, impl=self.impl).cpu()
-            if norms:
-                # A unit's rows in different calls belong to one gradient.
-                joined = rows[0] if len(rows) == 1 else _join(rows)
-                sqnorm += ops.ghost_sqnorm(*joined, n_units, impl=self.impl).cpu()
-        return dots, sqnorm
-
-    def _unit_by_unit(
-        self, layer: list[_Reached], directions: list[dict[str, Tensor]], n_units: int
-    ) -> tuple[Tensor, Tensor]:
-        """Form the layer's gradient of one unit after the other."""
-        dots = torch.zeros(len(directions), n_units, dtype=torch.float64)
-        sqnorm = torch.zeros(n_units, dtype=torch.float64)
-        units = torch.cat([one.index.cpu() for one in layer])
-        for unit in torch.unique(units[units >= 0]).tolist():
-            gradients = _gradients(layer, unit)
-            for dot, direction in zip(dots, directions, strict=True):
-                sums = ops.cache_update_dot(
-                    [direction[name] for name in gradients],
-                    None,
-                    list(gradients.values()),
-                    impl=self.impl,
-                )
-                dot[unit], sqnorm[unit] = sums.dot, sums.candidate_sqnorm
-        return dots, sqnorm
+    def _sqnorm(self, tensors: Mapping[str, Tensor]) -> float:
+        if not tensors:
+            return 0.0
+        sums = ops.cache_update_dot(list(tensors.values()), None, None, impl=self.impl)
+        return float(sums.cache_sqnorm)
 
 
-@dataclass(frozen=True)
-class _Reached:
-    """A recorded call that the loss depends on."""
-
-    call: Call
-    index: Tensor
-    output_grads: Tensor
-
-
-def _reference_rows(reached: list[_Reached]) -> Iterator[CallRows]:
+def _reference_rows(reached: list[Reached]) -> Iterator[CallRows]:
     for one in reached:
         chosen = (one.index == REFERENCE).nonzero().flatten()
         yield CallRows(one.call, chosen, one.output_grads[chosen])
@@ -470,68 +388,6 @@ def _unscaled(gradient: Tensor, loss_scale: float) -> Tensor:
     # First the wider dtype: unscaled, half-precision gradients can underflow.
     gradient = gradient.to(compute_dtype(gradient))
     return gradient if loss_scale == 1.0 else gradient / loss_scale
-
-
-def _gradients(reached: list[_Reached], unit: int) -> dict[str, Tensor]:
-    """Sum up the gradient that a unit's rows give to each parameter over all calls."""
-    total: dict[str, Tensor] = {}
-    for one in reached:
-        chosen = (one.index == unit).nonzero().flatten()
-        if not len(chosen):
-            continue
-        for name, gradient in one.call.gradients(chosen, one.output_grads[chosen]).items():
-            total[name] = total[name] + gradient if name in total else gradient
-    return total
-
-
-def _effects(
-    layer: list[_Reached],
-    step: StepModel,
-    reference: Mapping[str, Tensor],
-    parameters: Mapping[str, Tensor],
-    n_units: int,
-) -> Tensor:
-    """Return the step model's effect of each unit over one layer, one unit's gradient at a time."""
-    effects = torch.zeros(n_units, dtype=torch.float64)
-    units = torch.cat([one.index.cpu() for one in layer])
-    for unit in torch.unique(units[units >= 0]).tolist():
-        effects[unit] = step.effect(reference, _gradients(layer, unit), parameters)
-    return effects
-
-
-def _row_by_row(layer: list[_Reached], directions: dict[str, Tensor], n_units: int) -> Tensor:
-    """Sum up the dot products of single rows: one more forward call of the layer."""
-    dot = torch.zeros(n_units, dtype=torch.float64)
-    for one in layer:
-        assert isinstance(one.call, LinearCall)
-        chosen = (one.index >= 0).nonzero().flatten()
-        row_dots = one.call.row_dots(directions, chosen, one.output_grads[chosen])
-        dot += sum_by_unit(row_dots, one.index[chosen], n_units).cpu()
-    return dot
-
-
-def _positions(one: _Reached) -> tuple[Tensor, Tensor, Tensor]:
-    """View a call's rows as inputs (N, n_inputs), output gradients and their units, all positions.
-
-    Nothing is copied if the inputs are contiguous; rows that are no unit's stay in.
-    """
-    inputs = one.call.inputs
-    per_row = math.prod(inputs.shape[1:-1])
-    return (
-        inputs.flatten(0, -2),
-        one.output_grads.flatten(0, -2),
-        one.index if per_row == 1 else one.index.repeat_interleave(per_row),
-    )
-
-
-def _join(rows: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Put the units' rows of several calls behind one another."""
-    chosen = [(index >= 0).nonzero().flatten() for _, _, index in rows]
-    inputs, output_grads, index = (
-        torch.cat([tensors[i][own] for tensors, own in zip(rows, chosen, strict=True)])
-        for i in range(3)
-    )
-    return inputs, output_grads, index
 
 
 def _find_index(unit_index: UnitIndex, name: str, n_calls_before: int) -> Tensor:
