@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import importlib.util
+import re
+import runpy
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from PIL import Image
 
 from bsgal_paste import AnnotatedImage, CategoryBalancedSampler, CopyPaste, UniformScale, sample_rng
 from bsgal_paste._lvis import encode_mask
+from bsgal_paste._names import NameMatcher, category_names
 from bsgal_paste.detectron2 import PasteAnnotations
 
 # Class index to category id: not the identity, so that mixing the two up shows.
@@ -119,3 +124,39 @@ def test_a_pool_with_unknown_categories_is_refused(paste):
         PasteAnnotations(paste, [1, 2, 2], seed=0)
     with pytest.raises(ValueError, match="`image_format` must be"):
         PasteAnnotations(paste, [1, 2], seed=0, image_format="YUV")
+
+
+def lvis_categories(version: str) -> list[dict]:
+    """Give detectron2's table of the categories of LVIS; detectron2 itself is not imported."""
+    detectron2 = importlib.util.find_spec("detectron2")
+    assert detectron2 is not None
+    assert detectron2.origin is not None
+    path = Path(detectron2.origin).parent / f"data/datasets/lvis_{version}_categories.py"
+    return runpy.run_path(str(path))["LVIS_CATEGORIES"]
+
+
+@pytest.mark.parametrize("version", ["v1", "v0_5"])
+@pytest.mark.parametrize("whole_pool", [True, False])
+def test_no_category_of_lvis_stands_in_for_one_that_is_missing(version, whole_pool):
+    categories = lvis_categories(version)
+    all_names = [category["name"] for category in categories]
+    assert len(categories) == {"v1": 1203, "v0_5": 1230}[version]
+    words = [words_of(category) for category in categories]
+    n_related = 0
+    for missing, own_words in zip(categories, words, strict=True):
+        # One that shares no word, in its name or a synonym, cannot match; leaving it out saves
+        # a minute.
+        related = [
+            category
+            for category, others in zip(categories, words, strict=True)
+            if category is not missing and own_words & others
+        ]
+        n_related += len(related)
+        names = all_names if whole_pool else [missing["name"]]
+        found = NameMatcher(category_names(related), names).find(missing["name"])
+        assert found.category_ids == (), missing["name"]
+    assert n_related > 1000
+
+
+def words_of(category: dict) -> set[str]:
+    return set(re.split(r"[\W_]+", " ".join([category["name"], *category["synonyms"]]).lower()))

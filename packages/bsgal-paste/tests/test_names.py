@@ -113,3 +113,58 @@ def test_every_lvis_name_matches_itself(coco_mini):
     matched = pool.match(unique)
     assert matched.card().unmatched == ()
     assert matched.category_ids.tolist() == sorted(category["id"] for category in unique)
+
+
+@pytest.mark.parametrize(
+    ("pool_name", "names", "synonyms"),
+    [
+        ("bow_(weapon)", ("bow_(decorative_ribbons)",), {}),
+        ("mouse_(animal)", ("mouse_(computer)",), {}),
+        ("mailbox_(at_home)", ("postbox",), {"postbox": ["mailbox_(public)"]}),
+        ("horse", ("knight",), {"knight": ["horse_(chess_piece)"]}),
+        ("fish", ("fish_(food)",), {}),
+        ("fish_(food)", ("fish",), {}),
+    ],
+)
+def test_another_sense_does_not_match(pool_name, names, synonyms):
+    with pytest.raises(NoCommonCategoryError):
+        pool_of({1: pool_name}).match(lvis(*names, **synonyms))
+
+
+def test_two_names_that_the_pool_tells_apart_are_two_things():
+    pool = pool_of({1: "glass", 2: "glass_(drink)"})
+    matched = pool.match(lvis("glass_(drink)"))
+    assert matched.instance_id(0) == "of glass_(drink)"
+    assert matched.card().unmatched == ("glass",)
+    matched = pool.match(lvis("glass"))
+    assert matched.instance_id(0) == "of glass"
+    assert matched.card().unmatched == ("glass_(drink)",)
+
+
+def test_every_match_by_less_than_the_name_is_logged(caplog):
+    pool = pool_of({1: "ball", 2: "couch", 3: "zebra"})
+    pool.match(lvis("ball_(toy)", "sofa", "zebra", sofa=["couch"]))
+    assert [record.getMessage() for record in caplog.records] == [
+        "the pool's 'ball' stands for the annotations' 'ball_(toy)' "
+        "(matched by sense, not by name)",
+        "the pool's 'couch' stands for the annotations' 'sofa' (matched by synonym, not by name)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("categories", "error", "message"),
+    [
+        (None, TypeError, "`categories` must be"),
+        ("zebra", TypeError, "`categories` must be"),
+        ([5], TypeError, "must be a mapping or a category object"),
+        ([{"id": 2**70, "name": "zebra"}], AnnotationError, "integer of at least 0, got 118"),
+        ([{"id": True, "name": "zebra"}], AnnotationError, "integer of at least 0, got True"),
+        ([{"id": 1, "name": 7}], AnnotationError, "the name must be text, got 7"),
+        ([{"id": 1, "name": "a", "synonyms": "b"}], AnnotationError, "must be a list of texts"),
+        ([{"id": 1, "name": "a", "synonyms": None}], AnnotationError, "must be a list of texts"),
+        ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], AnnotationError, "have one id"),
+    ],
+)
+def test_malformed_categories_are_refused(categories, error, message):
+    with pytest.raises(error, match=message):
+        pool_of({1: "zebra"}).match(categories)

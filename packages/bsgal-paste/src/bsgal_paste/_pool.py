@@ -275,22 +275,25 @@ class InstancePool:
     def match(self, categories: Iterable[CategoryLike | Mapping[str, Any]]) -> InstancePool:
         """Give the same pool with the category ids of an annotation file, matched by name.
 
-        A pool category takes the annotation category of the same name, failing that of the same
-        normalised name (see `normalise_category_name`), failing that one with it as a synonym.
-        Categories without a counterpart, or with several equally good ones, are left out; they
-        are logged and listed in the card.
+        A pool category takes the annotation category of the same name; failing that of the same
+        name but for a parenthesis that only one of them has; failing that one with it as a
+        synonym. Matches of the last two kinds are logged. Two names that the pool itself has as
+        different categories never match. Categories without a counterpart, or with several equally
+        good ones, are left out; they are logged and listed in the card.
 
         Args:
             categories: The `categories` of an LVIS file, or objects with `category_id`, `name`
                 and `synonyms`.
 
         Raises:
+            AnnotationError: A category is malformed.
             NoCommonCategoryError: No category matches.
         """
         wanted = category_names(categories)
-        matcher = NameMatcher(wanted)
         own = self._segments
-        found = {i: matcher.find(own.names[i]) for i in own.names}
+        matcher = NameMatcher(wanted, own.names.values())
+        matches = {i: matcher.find(own.names[i]) for i in own.names}
+        found = {i: match.category_ids for i, match in matches.items()}
         left_out = tuple(own.names[i] for i, ids in found.items() if len(ids) != 1)
         keep = np.array([len(found[int(i)]) == 1 for i in own.category_ids], dtype=bool)
         if not keep.any():
@@ -307,6 +310,12 @@ class InstancePool:
         ids = np.array([found[int(i)][0] for i in own.category_ids[keep]], dtype=np.int64)
         order = np.lexsort((own.starts[keep], ids))
         names = {category.category_id: category.name for category in wanted}
+        for i, match in matches.items():
+            if len(match.category_ids) == 1 and match.how != "name":
+                _log.warning(
+                    "the pool's %r stands for the annotations' %r (matched by %s, not by name)",
+                    own.names[i], names[match.category_ids[0]], match.how,
+                )  # fmt: skip
         segments = _Segments(
             own.starts[keep][order],
             own.lengths[keep][order],
