@@ -52,6 +52,48 @@ def changed(path: list, value: object) -> dict:
         (["annotations", 0, "bbox"], [1, 2, float("nan"), 1], "annotation 1: bbox must be"),
         (["categories"], [{"id": 2}], "category 2 needs id and name"),
         (["categories"], LVIS["categories"] * 2, "every category needs an id of its own"),
+        (["images", 0, "width"], 10**9, "image 3 has 1000000000 x 10 px, over the limit"),
+        (["images", 0, "width"], -20, "image 3 needs id, width and height"),
+        (["images", 0, "width"], 20.0, "image 3 needs id, width and height"),
+        (["images", 0, "width"], "20", "image 3 needs id, width and height"),
+        (["images", 0, "height"], True, "image 3 needs id, width and height"),
+        (["images", 0, "height"], None, "image 3 needs id, width and height"),
+        (["images", 0, "id"], "3", r"images\[0\] has '3'"),
+        (["images", 0, "id"], -3, r"images\[0\] has -3"),
+        (["images", 0, "id"], 2**70, r"images\[0\] has 1180591620717411303424"),
+        (["images", 0, "id"], True, r"images\[0\] has True"),
+        (["images", 0, "id"], [3], r"images\[0\] has \[3\]"),
+        (["images", 0, "id"], 3.0, r"images\[0\] has 3.0"),
+        (["images", 0, "file_name"], ["a.png"], "image 3: `file_name` must be a text"),
+        (["images", 0, "file_name"], 0, "image 3: `file_name` must be a text"),
+        (["images", 0, "file_name"], "a\0.png", "image 3: `file_name` must be a text"),
+        (["images", 0, "file_name"], "\ud800.png", "image 3: `file_name` must be a text"),
+        (["images", 0, "coco_url"], {}, "image 3: `coco_url` must be a text"),
+        (["images", 0, "neg_category_ids"], [9], "image 3: `neg_category_ids` must be a list"),
+        (["images", 0, "neg_category_ids"], None, "image 3: `neg_category_ids` must be a list"),
+        (["images", 0, "not_exhaustive_category_ids"], ["2"], "image 3: `not_exhaustive_category"),
+        (["images", 0], 3, "`images` must be a list of objects"),
+        (["images"], {"3": {}}, "`images` must be a list of objects"),
+        (["annotations"], None, "`annotations` must be a list of objects"),
+        (["annotations", 0, "image_id"], "3", "annotation 1: unknown image '3'"),
+        (["annotations", 0, "image_id"], [3], r"annotation 1: unknown image \[3\]"),
+        (["annotations", 0, "category_id"], 2.0, "annotation 1: unknown category 2.0"),
+        (["annotations", 0, "category_id"], {}, "annotation 1: unknown category {}"),
+        (["annotations", 0, "area"], float("nan"), "annotation 1: `area` must be a number"),
+        (["annotations", 0, "area"], "24", "annotation 1: `area` must be a number"),
+        (["annotations", 0, "area"], -1, "annotation 1: `area` must be a number"),
+        (["annotations", 0, "area"], 1e30, "annotation 1: `area` must be a number"),
+        (["annotations", 0, "iscrowd"], 2, "annotation 1: `iscrowd` must be 0 or 1"),
+        (["annotations", 0, "iscrowd"], "1", "annotation 1: `iscrowd` must be 0 or 1"),
+        (["annotations", 0, "segmentation"], "", "annotation 1: malformed segmentation"),
+        (["annotations", 0, "segmentation"], {}, "annotation 1: malformed segmentation"),
+        (["categories", 0, "name"], 5, "category 2 needs id and name"),
+        (["categories", 0, "name"], "", "category 2 needs id and name"),
+        (["categories", 0, "synonyms"], "ball", "category 2: `synonyms` must be a list"),
+        (["categories", 0, "frequency"], "rare", "category 2: `frequency` must be 'r', 'c' or 'f'"),
+        (["categories", 0, "frequency"], [], "category 2: `frequency` must be 'r', 'c' or 'f'"),
+        (["info"], [], "`info` must be an object"),
+        (["licenses"], 1, "`licenses` must be a list"),
     ],
 )
 def test_a_bad_entry_is_named(path, value, message):
@@ -68,6 +110,38 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(AnnotationError, match=r"a\.json is not valid JSON"):
         load_lvis(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[" * 100_000, "it is nested too deeply"),
+        ('{"a": NaN}', "it holds NaN, which is no number of JSON"),
+        ('{"a": -Infinity}', "it holds -Infinity"),
+        ('{"a": 1' + "0" * 5000 + "}", "is not valid JSON"),
+        (b"\xff\xfe", "is not valid JSON"),
+        (b"", "is not valid JSON"),
+        ("7", "no LVIS annotations, the keys"),
+        ("null", "no LVIS annotations, the keys"),
+    ],
+)
+def test_what_json_cannot_be_used_is_said(tmp_path, content, message):
+    path = tmp_path / "a.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(AnnotationError, match=rf"a\.json.*{message}"):
+        load_lvis(path)
+
+
+def test_content_that_is_no_json_is_named_before_it_is_written():
+    content = changed(["info"], {"share": float("nan")})
+    with pytest.raises(AnnotationError, match="the annotations is not valid JSON: Out of range"):
+        load_lvis(content).sha256()
+
+
+def test_files_of_boxes_may_say_that_there_is_no_mask():
+    assert not load_lvis(LVIS).boxes_only
+    for nothing in (None, []):
+        assert load_lvis(changed(["annotations", 0, "segmentation"], nothing)).boxes_only
 
 
 def test_polygons_and_both_run_length_forms_give_the_same_mask():
@@ -91,6 +165,7 @@ def test_polygons_and_both_run_length_forms_give_the_same_mask():
         ({"size": [4, 4], "counts": [16]}, r"the mask has size \(4, 4\), the image \(10, 20\)"),
         ({"size": [10, 20]}, "malformed segmentation"),
         (None, "malformed segmentation"),
+        ([], "malformed segmentation: there is none"),
     ],
 )
 def test_a_bad_segmentation_is_named(segmentation, message):

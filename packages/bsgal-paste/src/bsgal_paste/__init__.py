@@ -9,6 +9,7 @@ from __future__ import annotations
 from importlib.metadata import version
 
 from bsgal_paste._annotated_image import AnnotatedImage, Origin, tight_boxes_xyxy
+from bsgal_paste._annotation_checks import check_box, check_segmentation
 from bsgal_paste._apply import PasteResult, RemovedInstance, apply_cutouts
 from bsgal_paste._blend import BLEND_MODES, BlendMode
 from bsgal_paste._category_weights import Cooccurrence, FrequencyGroups, RepeatFactors
@@ -90,6 +91,8 @@ __all__ = [
     "VisibleShare",
     "__version__",
     "apply_cutouts",
+    "check_box",
+    "check_segmentation",
     "lvis_pool",
     "mask_to_polygons",
     "normalise_category_name",

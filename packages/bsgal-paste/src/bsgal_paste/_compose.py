@@ -281,13 +281,12 @@ def _meta(
     lvis: Lvis, paste: CopyPaste, config: ComposeConfig, recipe: Mapping[str, Any]
 ) -> dict[str, Any]:
     card = paste.pool.card()
-    content = json.dumps(lvis.raw, sort_keys=True).encode()
     return {
         "schema": COMPOSED_SCHEMA,
         "config": {**asdict(config), "paste": dict(recipe)},
         "versions": {"bsgal-paste": version("bsgal-paste"), "numpy": np.__version__},
         "source": {
-            "annotations": hashlib.sha256(content).hexdigest(),
+            "annotations": lvis.sha256(),
             "pool": card.manifest_sha256,
         },
     }

@@ -13,7 +13,8 @@ import numpy as np
 from bsgal_paste._annotated_image import AnnotatedImage
 from bsgal_paste._arrays import ByteArray, IntArray
 from bsgal_paste._cutout import Cutout, place, shrink_or_enlarge
-from bsgal_paste._lvis import load_lvis, read_annotated_image
+from bsgal_paste._lvis import LvisSource, load_lvis, read_annotated_image
+from bsgal_paste._lvis_schema import has_segmentation
 
 
 class Donors(Protocol):
@@ -65,24 +66,24 @@ class ImageDonors:
 class LvisDonors:
     """Draw uniformly from the annotated images of an LVIS v1 file, read when drawn.
 
-    Copies are called `annotation-<id>`.
+    Copies are called `annotation-<id>`. Crowd regions are not copied.
 
     Args:
         lvis: The parsed JSON or its path.
         image_root: Folder of the images.
 
     Raises:
-        AnnotationError: The file is no LVIS JSON.
-        ValueError: No image has an annotation with a segmentation.
+        AnnotationError: The file is no LVIS JSON, or an entry is malformed.
+        ValueError: No image has an annotation with a segmentation that is no crowd.
     """
 
-    def __init__(self, lvis: Mapping[str, Any] | str | Path, image_root: str | Path) -> None:
+    def __init__(self, lvis: LvisSource, image_root: str | Path) -> None:
         content = load_lvis(lvis)
         grouped = content.annotations_by_image()
         self._entries = [
             (image, kept)
             for image in content.images
-            if (kept := [a for a in grouped[image["id"]] if a.get("segmentation")])
+            if (kept := [a for a in grouped[image["id"]] if _is_copied(a)])
         ]
         if not self._entries:
             raise ValueError(
@@ -186,6 +187,11 @@ def donor_cutouts(
 def _reshaped(image: ByteArray, width_px: int, height_px: int, flip: bool) -> ByteArray:
     resized = shrink_or_enlarge(image, width_px, height_px)
     return np.asarray(cv2.flip(resized, 1), dtype=np.uint8) if flip else resized
+
+
+def _is_copied(annotation: Mapping[str, Any]) -> bool:
+    """Leave out crowds: their masks are no single object's."""
+    return has_segmentation(annotation) and not annotation.get("iscrowd")
 
 
 def _renamed(image: AnnotatedImage, names: Sequence[str]) -> AnnotatedImage:

@@ -2,37 +2,38 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
 from pycocotools import mask as coco_mask
 
 from bsgal_paste._annotated_image import AnnotatedImage
+from bsgal_paste._annotation_checks import check_segmentation
 from bsgal_paste._arrays import BoolArray, ByteArray
+from bsgal_paste._lvis_schema import MAX_PHOTO_PIXELS, check_lvis, has_segmentation
 from bsgal_paste.errors import AnnotationError
-
-MAX_PHOTO_PIXELS = 8192 * 8192
 
 
 @dataclass(frozen=True, slots=True)
 class Lvis:
-    """Hold the checked content of an annotation file, as plain LVIS mappings."""
+    """Hold the checked content of an annotation file, as plain LVIS mappings; `name` it."""
 
     images: Sequence[Mapping[str, Any]]
     annotations: Sequence[Mapping[str, Any]]
     categories: Sequence[Mapping[str, Any]]
     raw: Mapping[str, Any]
+    name: str
 
     @property
     def boxes_only(self) -> bool:
         """Say whether there are annotations and none has a segmentation."""
-        return bool(self.annotations) and not any(a.get("segmentation") for a in self.annotations)
+        return bool(self.annotations) and not any(map(has_segmentation, self.annotations))
 
     def annotations_by_image(self) -> dict[int, list[Mapping[str, Any]]]:
         """Group the annotations; an image without any gets an empty list."""
@@ -41,35 +42,55 @@ class Lvis:
             grouped[annotation["image_id"]].append(annotation)
         return grouped
 
+    def sha256(self) -> str:
+        """Give the hash of the whole content, whatever the order of its keys.
 
-def load_lvis(source: Mapping[str, Any] | str | Path) -> Lvis:
+        Raises:
+            AnnotationError: Something in it is no JSON, or is nested too deeply.
+        """
+        try:
+            content = json.dumps(self.raw, sort_keys=True, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise AnnotationError(f"{self.name} is not valid JSON: {error}") from error
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+LvisSource: TypeAlias = Lvis | Mapping[str, Any] | str | Path
+"""Path of an annotation file, its parsed content, or what `load_lvis` gave for it."""
+
+
+def load_lvis(source: LvisSource) -> Lvis:
     """Parse and check an LVIS v1 annotation file.
 
     Args:
-        source: Path of the JSON file, or its parsed content.
+        source: The file or its content; what was checked before is returned as it is.
 
     Raises:
         FileNotFoundError: There is no such file.
         AnnotationError: It is no LVIS JSON, or an entry is malformed or refers to nothing.
     """
-    if isinstance(source, Mapping):
-        raw, name = source, "the annotations"
-    else:
-        name = str(source)
-        try:
-            raw = json.loads(Path(source).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no annotation file {name}") from None
-        except ValueError as error:
-            raise AnnotationError(f"{name} is not valid JSON: {error}") from error
-    missing = {"images", "annotations", "categories"} - set(raw if isinstance(raw, Mapping) else ())
-    if missing:
-        raise AnnotationError(
-            f"{name}: no LVIS annotations, the keys {sorted(missing)} are missing"
-        )
-    lvis = Lvis(raw["images"], raw["annotations"], raw["categories"], raw)
-    _check(lvis, name)
-    return lvis
+    if isinstance(source, Lvis):
+        return source
+    raw, name = (source, "the annotations") if isinstance(source, Mapping) else _parsed(source)
+    check_lvis(raw, name)
+    return Lvis(raw["images"], raw["annotations"], raw["categories"], raw, name)
+
+
+def _parsed(source: str | Path) -> tuple[Any, str]:
+    name = str(source)
+    try:
+        content = Path(source).read_text(encoding="utf-8")
+        return json.loads(content, parse_constant=_refuse_constant), name
+    except FileNotFoundError:
+        raise FileNotFoundError(f"there is no annotation file {name}") from None
+    except RecursionError as error:
+        raise AnnotationError(f"{name}: no LVIS annotations, it is nested too deeply") from error
+    except ValueError as error:
+        raise AnnotationError(f"{name} is not valid JSON: {error}") from error
+
+
+def _refuse_constant(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is no number of JSON")
 
 
 def image_path(image: Mapping[str, Any], image_root: Path) -> Path:
@@ -152,29 +173,19 @@ def decode_segmentation(annotation: Mapping[str, Any], height: int, width: int) 
         AnnotationError: The segmentation is malformed or of another size.
     """
     where = f"annotation {annotation['id']}"
-    try:
-        if not annotation.get("segmentation"):
-            raise AnnotationError(
-                f"{where}: malformed segmentation: there is none, though other annotations have one"
-            )
-        segmentation = annotation["segmentation"]
-        if isinstance(segmentation, Mapping):
-            encoded = dict(segmentation)
-            if isinstance(encoded["counts"], list):
-                encoded = coco_mask.frPyObjects(encoded, *encoded["size"])
-            decoded = coco_mask.decode(encoded)
-        else:
-            if any(len(polygon) < 6 for polygon in segmentation):
-                raise AnnotationError(f"{where}: a polygon has fewer than three points")
-            rles = coco_mask.frPyObjects(list(segmentation), height, width)
-            decoded = coco_mask.decode(coco_mask.merge(rles))
-    except (TypeError, KeyError, IndexError) as error:
-        raise AnnotationError(f"{where}: malformed segmentation: {error}") from error
-    if decoded.shape != (height, width):
+    if not has_segmentation(annotation):
         raise AnnotationError(
-            f"{where}: the mask has size {decoded.shape}, the image {(height, width)}"
+            f"{where}: malformed segmentation: there is none, though other annotations have one"
         )
-    return np.asarray(decoded, dtype=bool)
+    segmentation = annotation["segmentation"]
+    check_segmentation(segmentation, (height, width), where)
+    if not isinstance(segmentation, Mapping):
+        encoded = coco_mask.merge(coco_mask.frPyObjects(list(segmentation), height, width))
+    elif isinstance(segmentation["counts"], str | bytes):
+        encoded = segmentation
+    else:
+        encoded = coco_mask.frPyObjects(segmentation, height, width)
+    return np.asarray(coco_mask.decode(encoded), dtype=bool)
 
 
 def encode_mask(mask: BoolArray) -> dict[str, Any]:
@@ -203,31 +214,3 @@ def _read_rgb(path: Path, image: Mapping[str, Any]) -> ByteArray:
             f"the annotations say {image['width']} x {image['height']}"
         )
     return pixels
-
-
-def _check(lvis: Lvis, name: str) -> None:
-    for image in lvis.images:
-        if not {"id", "width", "height"} <= set(image) or min(image["width"], image["height"]) < 1:
-            raise AnnotationError(f"{name}: image {image.get('id')!r} needs id, width and height")
-    for category in lvis.categories:
-        if not {"id", "name"} <= set(category):
-            raise AnnotationError(f"{name}: category {category.get('id')!r} needs id and name")
-    image_ids = _unique_ids(lvis.images, "image", name)
-    category_ids = _unique_ids(lvis.categories, "category", name)
-    _unique_ids(lvis.annotations, "annotation", name)
-    for annotation in lvis.annotations:
-        where = f"{name}: annotation {annotation['id']}"
-        if annotation.get("image_id") not in image_ids:
-            raise AnnotationError(f"{where}: unknown image {annotation.get('image_id')!r}")
-        if annotation.get("category_id") not in category_ids:
-            raise AnnotationError(f"{where}: unknown category {annotation.get('category_id')!r}")
-        box = annotation.get("bbox", ())
-        if len(box) != 4 or not all(map(math.isfinite, box)) or min(box[2:]) < 0:
-            raise AnnotationError(f"{where}: bbox must be [x, y, width, height], got {box!r}")
-
-
-def _unique_ids(entries: Sequence[Mapping[str, Any]], kind: str, name: str) -> set[int]:
-    ids = {entry.get("id") for entry in entries}
-    if None in ids or len(ids) != len(entries):
-        raise AnnotationError(f"{name}: every {kind} needs an id of its own")
-    return {int(i) for i in ids if i is not None}

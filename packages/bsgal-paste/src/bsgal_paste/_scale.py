@@ -6,15 +6,14 @@ The scale s of an object is the square root of its box's share of the image: s =
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from bsgal_paste._arrays import FloatArray, IntArray
-from bsgal_paste._lvis import load_lvis
+from bsgal_paste._lvis import LvisSource, load_lvis
 from bsgal_paste.errors import AnnotationError
 
 SCALE_SCHEMA = "bsgal.scale_statistics/1"
@@ -50,7 +49,7 @@ class ScaleStatistics:
     frequencies: dict[int, str]
 
     @classmethod
-    def from_annotations(cls, lvis: Mapping[str, Any] | str | Path) -> ScaleStatistics:
+    def from_annotations(cls, lvis: LvisSource) -> ScaleStatistics:
         """Measure an LVIS v1 annotation file.
 
         Boxes without area are left out.

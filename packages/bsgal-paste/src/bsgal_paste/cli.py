@@ -269,9 +269,9 @@ def _inputs(options: argparse.Namespace) -> tuple[Lvis, CopyPaste, dict[str, Any
     if recipe.uses_pool:
         pool = open_any_pool(options.pool, lvis.categories, image_root=options.pool_image_root)
     if recipe.uses_donors:
-        donors = LvisDonors(lvis.raw, options.image_root)
+        donors = LvisDonors(lvis, options.image_root)
     if recipe.uses_pool and recipe.scale_range is None:
-        statistics = ScaleStatistics.from_annotations(options.statistics or lvis.raw)
+        statistics = ScaleStatistics.from_annotations(options.statistics or lvis)
     record = dataclasses.asdict(recipe) | {"statistics": None}
     if options.statistics:
         record["statistics"] = hashlib.sha256(options.statistics.read_bytes()).hexdigest()
