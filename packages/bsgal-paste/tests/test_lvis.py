@@ -116,8 +116,8 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
     ("content", "message"),
     [
         ("[" * 100_000, "it is nested too deeply"),
-        ('{"a": NaN}', "it holds NaN, which is no number of JSON"),
-        ('{"a": -Infinity}', "it holds -Infinity"),
+        ('{"a": NaN}', "NaN is no number of JSON"),
+        ('{"a": -Infinity}', "-Infinity is no number of JSON"),
         ('{"a": 1' + "0" * 5000 + "}", "is not valid JSON"),
         (b"\xff\xfe", "is not valid JSON"),
         (b"", "is not valid JSON"),

@@ -17,6 +17,7 @@ from bsgal_paste._annotated_image import AnnotatedImage
 from bsgal_paste._annotation_checks import check_segmentation
 from bsgal_paste._arrays import BoolArray, ByteArray
 from bsgal_paste._lvis_schema import MAX_PHOTO_PIXELS, check_lvis, has_segmentation
+from bsgal_paste._manifest import parse_json
 from bsgal_paste.errors import AnnotationError
 
 
@@ -79,18 +80,11 @@ def load_lvis(source: LvisSource) -> Lvis:
 def _parsed(source: str | Path) -> tuple[Any, str]:
     name = str(source)
     try:
-        content = Path(source).read_text(encoding="utf-8")
-        return json.loads(content, parse_constant=_refuse_constant), name
+        return parse_json(Path(source).read_bytes()), name
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no annotation file {name}") from None
-    except RecursionError as error:
-        raise AnnotationError(f"{name}: no LVIS annotations, it is nested too deeply") from error
     except ValueError as error:
-        raise AnnotationError(f"{name} is not valid JSON: {error}") from error
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(f"it holds {constant}, which is no number of JSON")
+        raise AnnotationError(f"{name} is {error}") from error
 
 
 def image_path(image: Mapping[str, Any], image_root: Path) -> Path:
