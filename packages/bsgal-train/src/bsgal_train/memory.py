@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ from torch import nn
 
 from bsgal_train.errors import TooLittleMemoryError
 from bsgal_train.recipe import Recipe
+from bsgal_train.selection.real_gradient import classifiers, head_modules
+from bsgal_train.weight_average import averaged_tensors
 
 __all__ = ["available_bytes", "check_memory"]
 
@@ -24,8 +27,8 @@ def check_memory(recipe: Recipe, detector: nn.Module, available: int | None) -> 
     """Refuse a run that cannot fit, with what would.
 
     What is counted is only what is sure to be needed beside the weights: gradients, the
-    optimizer's averages, and the gradient cache with one more gradient to compare it with.
-    Activations come on top, so a run that passes may still be too large.
+    optimizer's averages, the gradient cache with one more gradient to compare it with, and the
+    averaged weights. Activations come on top, so a run that passes may still be too large.
 
     Args:
         recipe: of the run.
@@ -37,16 +40,20 @@ def check_memory(recipe: Recipe, detector: nn.Module, available: int | None) -> 
     """
     if available is None:
         return
-    n_trainable = _count(detector, "")
-    step = _BYTES_OF_STEP * n_trainable
     cache = _cache_bytes(recipe, detector)
-    if step + cache <= available:
+    parts = {
+        "gradients and AdamW": _BYTES_OF_STEP * _count([detector]),
+        f"the gradient cache of selection.mode={recipe.selection.mode}": cache,
+        "the averaged weights": _average_bytes(recipe, detector),
+    }
+    needed = sum(parts.values())
+    if needed <= available:
         return
+    listed = ", ".join(f"{size / _GIB:.2f} for {what}" for what, size in parts.items() if size)
     raise TooLittleMemoryError(
-        f"this run needs at least {(step + cache) / _GIB:.2f} GiB beside the weights and the "
-        f"images: {step / _GIB:.2f} for gradients and AdamW, {cache / _GIB:.2f} for the gradient "
-        f"cache of selection.mode={recipe.selection.mode}; a process can take "
-        f"{available / _GIB:.2f} GiB. Alternatives: {'; '.join(_alternatives(recipe, cache))}"
+        f"this run needs at least {needed / _GIB:.2f} GiB beside the weights and the images: "
+        f"{listed}; a process can take {available / _GIB:.2f} GiB. Alternatives: "
+        + "; ".join(_alternatives(recipe, cache))
     )
 
 
@@ -75,11 +82,18 @@ def _cache_bytes(recipe: Recipe, detector: nn.Module) -> int:
         return 0
     if selection.mode == "paper":
         # Of everything, in fp32, as released; and the gradient that is compared with it.
-        return 2 * _BYTES_OF_CACHE["fp32"] * _count(detector, "")
+        return 2 * _BYTES_OF_CACHE["fp32"] * _count([detector])
     if selection.effective_reference == "own_class":
-        return _BYTES_OF_CACHE["fp32"] * _count(detector, "roi_heads.box_predictor", "cls_score.")
-    n_cached = _count(detector, "roi_heads.")
-    return (_BYTES_OF_CACHE[selection.cache_dtype] + _BYTES_OF_CACHE["fp32"]) * n_cached
+        return _BYTES_OF_CACHE["fp32"] * _count(classifiers(detector))
+    cached = head_modules(detector, selection.effective_losses, selection.layers)
+    n_bytes = _BYTES_OF_CACHE[selection.cache_dtype] + _BYTES_OF_CACHE["fp32"]
+    return n_bytes * _count(cached.values())
+
+
+def _average_bytes(recipe: Recipe, detector: nn.Module) -> int:
+    if not recipe.optimizer.ema_decay:
+        return 0
+    return sum(tensor.nbytes for tensor in averaged_tensors(detector).values())
 
 
 def _alternatives(recipe: Recipe, cache: int) -> list[str]:
@@ -87,24 +101,30 @@ def _alternatives(recipe: Recipe, cache: int) -> list[str]:
     options = []
     if selection.mode == "paper":
         options.append(
-            "selection.mode=batch or instance, which compare gradients of the region heads only"
+            "selection.mode=batch or instance, which compare the last layers' gradients only"
         )
-    elif cache and selection.cache_dtype == "fp32" and selection.effective_reference != "own_class":
-        options.append("selection.cache_dtype=bf16, which halves the cache")
+    elif cache and selection.effective_reference != "own_class":
+        if selection.layers == "heads":
+            options.append("selection.layers=last, which caches the last layers only")
+        if selection.cache_dtype == "fp32":
+            options.append("selection.cache_dtype=bf16, which halves the cache")
     if cache:
         options.append("selection.mode=paste_all, which needs no cache")
+    if recipe.optimizer.ema_decay:
+        options.append("optimizer.ema_decay=0, which averages no weights")
     if int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
         options.append("fewer --processes on this machine")
     options.append("a smaller detector.backbone")
     return options
 
 
-def _count(detector: nn.Module, prefix: str, part: str = "") -> int:
-    """Count the trainable parameters whose names begin with a prefix and hold a part."""
+def _count(modules: Iterable[nn.Module]) -> int:
+    """Count the trainable parameters of some modules."""
     return sum(
         parameter.numel()
-        for name, parameter in detector.named_parameters()
-        if parameter.requires_grad and name.startswith(prefix) and part in name
+        for module in modules
+        for parameter in module.parameters()
+        if parameter.requires_grad
     )
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["WeightAverage"]
+__all__ = ["WeightAverage", "averaged_tensors"]
 
 
 class WeightAverage:
@@ -28,19 +28,22 @@ class WeightAverage:
             raise ValueError(f"`decay` must be in [0, 1), got {decay}")
         self._detector = detector
         self._decay = decay
-        self._values = {name: value.detach().clone() for name, value in self._current().items()}
+        self._values = {
+            name: value.detach().clone() for name, value in averaged_tensors(detector).items()
+        }
 
     @torch.no_grad()
     def update(self) -> None:
         """Take a step of the optimizer into account."""
-        current = self._current()
+        current = averaged_tensors(self._detector)
         averages, values = ([one[name] for name in current] for one in (self._values, current))
         torch._foreach_lerp_(averages, values, 1 - self._decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Give the detector the averaged weights inside the block."""
-        kept = {name: value.detach().clone() for name, value in self._current().items()}
+        current = averaged_tensors(self._detector)
+        kept = {name: value.detach().clone() for name, value in current.items()}
         self._fill(self._values)
         try:
             yield
@@ -62,14 +65,14 @@ class WeightAverage:
         for name, value in state.items():
             self._values[name].copy_(value)
 
-    def _current(self) -> dict[str, Tensor]:
-        return {
-            name: value
-            for name, value in self._detector.state_dict().items()
-            if value.is_floating_point()
-        }
-
     @torch.no_grad()
     def _fill(self, values: dict[str, Tensor]) -> None:
-        for name, value in self._current().items():
+        for name, value in averaged_tensors(self._detector).items():
             value.copy_(values[name])
+
+
+def averaged_tensors(detector: nn.Module) -> dict[str, Tensor]:
+    """Return what `WeightAverage` follows: the floating-point entries of the state dict."""
+    return {
+        name: value for name, value in detector.state_dict().items() if value.is_floating_point()
+    }
