@@ -17,6 +17,7 @@ from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import OptimizerConfig, Recipe
 from bsgal_train.run import train
 from bsgal_train.selection import Selected
+from bsgal_train.skipped_files import SkippedFiles
 from bsgal_train.trainer import Trainer
 from bsgal_train.training_steps import TrainingSteps
 
@@ -119,7 +120,7 @@ def run_small(folder: Path, *assignments: str) -> tuple[nn.Module, list[int], li
     update = OptimizerStep(layer, optimizer, recipe.optimizer, recipe.detector.precision)
     Trainer(
         recipe=recipe,
-        steps=TrainingSteps(recipe, layer, update, selection),
+        steps=TrainingSteps(recipe, layer, update, selection, SkippedFiles()),
         batches=batches,  # type: ignore[arg-type]  # stand-ins for samples
         folder=folder,
     ).run()

@@ -190,7 +190,11 @@ def test_results_count_the_validation_images_that_cannot_be_read(
 
     train(tiny_recipe.override(f"data.val_json={path}", "schedule.n_steps=1"), tmp_path / "run")
 
-    assert json.loads((tmp_path / "run/results.json").read_text())["n_skipped_images"] == 1
+    skipped = json.loads((tmp_path / "run/results.json").read_text())["skipped_files"]
+    ((message, count),) = skipped["validation"].items()
+    assert "val/broken.png cannot be read" in message
+    assert count == 1
+    assert skipped["training"] == {}
 
 
 # Bad input: each is told before the first step, and leaves no checkpoint behind.

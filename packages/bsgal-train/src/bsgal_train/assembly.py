@@ -35,6 +35,7 @@ from bsgal_train.optimizer import build_optimizer
 from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import Recipe, ScheduleConfig
 from bsgal_train.selection import build_selection
+from bsgal_train.skipped_files import SkippedFiles
 from bsgal_train.training_steps import TrainingSteps
 
 __all__ = ["Assembly", "assemble"]
@@ -87,6 +88,7 @@ def assemble(
         flip_prob=recipe.data.flip_prob,
     )
     seed = recipe.schedule.seed
+    skipped = SkippedFiles()
     sha256 = file_sha256(annotations.path)
     copy_paste = _copy_paste(recipe, annotations, sha256)
     mapper = TrainingMapper(annotations, crop, seed=seed, copy_paste=copy_paste)
@@ -103,6 +105,7 @@ def assemble(
             recipe.data.n_workers,
             start_position,
             own,
+            skipped,
         )
 
     detector = _drawn_detector(recipe, annotations)
@@ -112,14 +115,14 @@ def assemble(
     check_memory(recipe, detector, available_bytes())
     optimizer = build_optimizer(detector, recipe.optimizer)
     update = OptimizerStep(detector, optimizer, recipe.optimizer, recipe.detector.precision)
-    reference = ClassMatchedReference(annotations, crop)
+    reference = ClassMatchedReference(annotations, crop, skipped)
     selection = build_selection(recipe, detector, reference, update)
     return Assembly(
         annotations=annotations,
         annotations_sha256=sha256,
         pool=None if copy_paste is None else copy_paste.pool,
         detector=detector,
-        steps=TrainingSteps(recipe, detector, update, selection),
+        steps=TrainingSteps(recipe, detector, update, selection, skipped),
         batches=batches,
     )
 

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from bsgal_train import processes
 from bsgal_train.annotations import LvisAnnotations
-from bsgal_train.assembly import assemble
+from bsgal_train.assembly import Assembly, assemble
 from bsgal_train.data_paths import DataPaths
 from bsgal_train.decision_log import read_decisions
 from bsgal_train.derived import file_sha256
@@ -108,7 +106,7 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
         evaluate=evaluate_on_the_way if validation is not None else None,
     ).run()
     with assembly.steps.averaged():
-        return _finish(folder, recipe, detector, annotations, validation)
+        return _finish(folder, recipe, assembly, validation)
 
 
 def evaluate(
@@ -154,7 +152,8 @@ def evaluate(
     if folder is not None and processes.rank() == 0:
         own = Path(source) / "detector.safetensors"
         summary = {
-            **found.to_dict(),
+            "evaluation": found.result.to_dict(),
+            "skipped_files": {"validation": found.skipped},
             "detector": {
                 "source": source,
                 "sha256": file_sha256(own) if own.is_file() else None,
@@ -206,17 +205,17 @@ def _check_or_save_recipe(folder: Path, recipe: Recipe) -> None:
 def _finish(
     folder: Path,
     recipe: Recipe,
-    detector: nn.Module,
-    annotations: LvisAnnotations,
+    assembly: Assembly,
     validation: LvisAnnotations | None,
 ) -> RunResult:
     """Write the trained detector, evaluate it, and sum the run up."""
     is_first = processes.rank() == 0
     if is_first:
-        save_detector(folder, detector, recipe.detector, [c.name for c in annotations.categories])
+        names = [category.name for category in assembly.annotations.categories]
+        save_detector(folder, assembly.detector, recipe.detector, names)
     found = None
     if validation is not None:
-        found = validate(detector, validation, recipe, folder / "predictions")
+        found = validate(assembly.detector, validation, recipe, folder / "predictions")
     rows = read_metrics(folder / "metrics.jsonl")
     step_s = statistics.median(row["step_s"] for row in rows if "step_s" in row)
     shares = read_decisions(folder / "decisions").column("accepted_share").to_pylist()
@@ -226,7 +225,11 @@ def _finish(
         "step_s": step_s,
         "accepted_share": accepted_share,
         "n_skipped": int(max(row.get("n_skipped", 0) for row in rows)),
-        **({"evaluation": None} if found is None else found.to_dict()),
+        "evaluation": None if found is None else found.result.to_dict(),
+        "skipped_files": {
+            "training": assembly.steps.skipped.state_dict(),
+            "validation": {} if found is None else found.skipped,
+        },
     }
     if is_first:
         _write_json(folder / "results.json", summary)

@@ -115,6 +115,7 @@ class Trainer:
                 stops = processes.total(stop.is_set()) > 0
                 if last or stops or step % self.recipe.checkpoint.every == 0:
                     decisions.flush(step)
+                    self.steps.skipped.share()
                     path = self._save()
                     if stops and not last:
                         raise TrainingInterruptedError(

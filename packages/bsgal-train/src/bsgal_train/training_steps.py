@@ -20,6 +20,7 @@ from bsgal_train.optimizer import learning_rate, peak_learning_rate
 from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection import SelectionStep
+from bsgal_train.skipped_files import SkippedFiles
 
 if TYPE_CHECKING:
     from bsgal_train.data import TrainingSample
@@ -70,8 +71,10 @@ class TrainingSteps:
         detector: changed in place.
         update: of the detector; the rate of its optimizer is set at every step.
         selection: the mode's step.
+        skipped: counts what its samples and the selection could not read.
 
     Attributes:
+        skipped: as given.
         n_done: steps taken, those left out among them.
         n_skipped: steps that were left out.
         position: position in the stream of training samples of the next step's first one.
@@ -83,6 +86,7 @@ class TrainingSteps:
         detector: nn.Module,
         update: OptimizerStep,
         selection: SelectionStep,
+        skipped: SkippedFiles,
     ) -> None:
         self._schedule = recipe.schedule
         self._max_skipped = recipe.optimizer.max_skipped_steps
@@ -90,6 +94,7 @@ class TrainingSteps:
         self._optimizer = update.optimizer
         self._update = update
         self._selection = selection
+        self.skipped = skipped
         self._lr = peak_learning_rate(recipe)
         self.n_done = 0
         self.n_skipped = 0
@@ -229,7 +234,12 @@ class TrainingSteps:
 
     def _stateful(self) -> dict[str, Any]:
         """Return what a step depends on beside the detector, by its name in checkpoints."""
-        return {"optimizer": self._optimizer, "update": self._update, "selection": self._selection}
+        return {
+            "optimizer": self._optimizer,
+            "update": self._update,
+            "selection": self._selection,
+            "skipped": self.skipped,
+        }
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -29,18 +28,12 @@ class Validation:
 
     Attributes:
         result: LVIS numbers, the same object in every process.
-        n_skipped_images: images that could not be read; their objects count as not found.
+        skipped: how often an image could not be read, by a text that says which and why; their
+            objects count as not found.
     """
 
     result: LvisResult
-    n_skipped_images: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the entries of `results.json`."""
-        return {
-            "evaluation": self.result.to_dict(),
-            "n_skipped_images": self.n_skipped_images,
-        }
+    skipped: dict[str, int]
 
 
 def validate(
@@ -85,11 +78,11 @@ def validate(
             recipe.detector.precision,
             None if progress is None else lambda done: progress(done, len(loader), "predicting"),
         )
-    n_skipped = int(processes.total(sum(loader.skipped.values())))
-    if n_skipped:
-        logger.warning("%d validation images could not be read and count as empty", n_skipped)
-    # Not before all shards are written, which the total above has waited for.
+    skipped = loader.skipped.share()
+    if skipped:
+        logger.warning("%d validation images could not be read and count as empty", len(skipped))
+    # Not before all shards are written, which the sharing above has waited for.
     result = evaluate_lvis(annotations.path, PredictionShards(folder)) if rank == 0 else None
     result = processes.broadcast(result)
     assert result is not None, "the first process has evaluated"
-    return Validation(result=result, n_skipped_images=n_skipped)
+    return Validation(result=result, skipped=skipped)

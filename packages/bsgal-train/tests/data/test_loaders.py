@@ -99,7 +99,7 @@ def test_skipped_images_are_counted_and_logged_once(tmp_path, write_dataset, cap
     with caplog.at_level(logging.WARNING):
         batches = list(itertools.islice(loader, 5))
     assert {s.original["image_id"] for batch in batches for s in batch} == {2, 3, 4}
-    ((message, count),) = loader.skipped.items()
+    ((message, count),) = loader.skipped.share().items()
     assert "1.png cannot be read" in message
     assert count >= 5
     assert caplog.text.count("1.png cannot be read") == 1
@@ -190,5 +190,5 @@ def test_a_corrupt_test_image_is_left_out_and_named(tmp_path, write_dataset):
     (tmp_path / "2.png").write_bytes(b"broken")
     loader = build_test_loader(broken)
     assert [one["image_id"] for one in loader] == [1, 3]
-    (message,) = loader.skipped
+    (message,) = loader.skipped.share()
     assert "2.png cannot be read" in message

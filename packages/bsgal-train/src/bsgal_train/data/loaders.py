@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import logging
 import signal
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,10 +18,9 @@ from bsgal_train.data.mapper import TrainingMapper
 from bsgal_train.data.sampler import RepeatFactorSampler
 from bsgal_train.data.samples import TrainingSample, image_tensor
 from bsgal_train.errors import CorruptImageError
+from bsgal_train.skipped_files import SkippedFiles
 
 __all__ = ["TestLoader", "TrainLoader", "build_test_loader", "build_train_loader"]
-
-logger = logging.getLogger(__name__)
 
 Place = tuple[int, int]
 """Position in the run, and index of the image there."""
@@ -33,19 +30,20 @@ class TrainLoader:
     """Yield lists of training samples without end. Build one with `build_train_loader`.
 
     Attributes:
-        skipped: How often each image or instance that cannot be read came up, by message. Each
-            is logged once.
+        skipped: Images and instances that could not be read, of all loader processes.
     """
 
-    def __init__(self, batches: torch.utils.data.DataLoader[TrainingSample]) -> None:
+    def __init__(
+        self, batches: torch.utils.data.DataLoader[TrainingSample], skipped: SkippedFiles
+    ) -> None:
         self._batches = batches
-        self.skipped: Counter[str] = Counter()
+        self.skipped = skipped
 
     def __iter__(self) -> Iterator[list[TrainingSample]]:
         for samples in self._batches:
             for sample in samples:
                 for message in sample.skipped:
-                    _count(self.skipped, message)
+                    self.skipped.add(message)
             yield samples
 
 
@@ -53,15 +51,15 @@ class TestLoader:
     """Yield detectron2 test inputs, once. Build one with `build_test_loader`.
 
     Attributes:
-        skipped: The images that cannot be read, by message. They are logged and left out: their
-            objects count as not found.
+        skipped: The images that cannot be read. They are left out: their objects count as not
+            found.
     """
 
     __test__ = False  # not a test case, whatever its name
 
     def __init__(self, images: torch.utils.data.DataLoader[dict[str, Any]]) -> None:
         self._images = images
-        self.skipped: Counter[str] = Counter()
+        self.skipped = SkippedFiles()
 
     def __len__(self) -> int:
         return len(self._images)
@@ -69,7 +67,7 @@ class TestLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for one in self._images:
             if "skipped" in one:
-                _count(self.skipped, one["skipped"])
+                self.skipped.add(one["skipped"])
             else:
                 yield one
 
@@ -82,6 +80,7 @@ def build_train_loader(
     n_workers: int,
     start_position: int = 0,
     own: range | None = None,
+    skipped: SkippedFiles | None = None,
 ) -> TrainLoader:
     """Build the loader of a run, or of one of its processes.
 
@@ -93,6 +92,7 @@ def build_train_loader(
         n_workers: Loader processes; 0 loads in this process. The samples are the same.
         start_position: Position of the first sample: where a run is resumed.
         own: Which samples of each step, counted from 0, are this process's; None: all.
+        skipped: Counts what cannot be read; None: an own one.
 
     Raises:
         ValueError: `sampler` was made for another number of images.
@@ -103,7 +103,8 @@ def build_train_loader(
             f"{len(annotations.images)} images; compute them from the same annotations"
         )
     places = _Places(sampler, batch_size, start_position, own or range(batch_size))
-    return TrainLoader(_data_loader(_TrainingSet(mapper), n_workers, batch_sampler=places))
+    batches = _data_loader(_TrainingSet(mapper), n_workers, batch_sampler=places)
+    return TrainLoader(batches, skipped or SkippedFiles())
 
 
 def build_test_loader(
@@ -130,12 +131,6 @@ def build_test_loader(
     own = range(process, len(annotations.images), n_processes)
     images = _TestSet(annotations, image_px, image_short_px)
     return TestLoader(_data_loader(images, n_workers, sampler=own, batch_size=None))
-
-
-def _count(skipped: Counter[str], message: str) -> None:
-    if message not in skipped:
-        logger.warning("skipped: %s", message)
-    skipped[message] += 1
 
 
 class _Places(torch.utils.data.Sampler[list[Place]]):

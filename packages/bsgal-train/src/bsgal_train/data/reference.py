@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +13,9 @@ from bsgal_train.data.mapper import MAX_REPLACEMENTS
 from bsgal_train.data.real_crops import RealCrops
 from bsgal_train.data.samples import TrainingSample
 from bsgal_train.errors import CorruptImageError, TooManyCorruptImagesError
+from bsgal_train.skipped_files import SkippedFiles
 
 __all__ = ["ClassMatchedReference"]
-
-logger = logging.getLogger(__name__)
 
 
 class ClassMatchedReference:
@@ -32,19 +29,22 @@ class ClassMatchedReference:
     Args:
         annotations: The training images.
         crop: How a crop is drawn.
+        skipped: Counts the images that cannot be read; None: an own one.
 
     Attributes:
         drawable: Indices of the classes that are in some image.
         frequencies: Frequency group of every class.
-        skipped: How often each image that cannot be read was drawn, by message.
+        skipped: See above.
     """
 
-    def __init__(self, annotations: LvisAnnotations, crop: RandomCrop) -> None:
+    def __init__(
+        self, annotations: LvisAnnotations, crop: RandomCrop, skipped: SkippedFiles | None = None
+    ) -> None:
         self._crops = RealCrops(annotations, crop)
         self._image_indices = annotations.image_indices_of_class
         self.drawable = [i for i, images in enumerate(self._image_indices) if len(images)]
         self.frequencies = [category.frequency for category in annotations.categories]
-        self.skipped: Counter[str] = Counter()
+        self.skipped = skipped or SkippedFiles()
 
     def batch(
         self, samples: Sequence[TrainingSample], rng: np.random.Generator
@@ -85,19 +85,19 @@ class ClassMatchedReference:
 
     def _holding(self, choices: Sequence[int], rng: np.random.Generator) -> dict[str, Any]:
         """Draw one of some classes, then an image that holds it."""
+        reasons = []
         for _ in range(1 + MAX_REPLACEMENTS):
             images = self._image_indices[choices[int(rng.integers(len(choices)))]]
             try:
                 record, crop = self._crops.draw(int(images[rng.integers(len(images))]), rng)
             except CorruptImageError as error:
-                if str(error) not in self.skipped:
-                    logger.warning("skipped a reference image: %s", error)
-                self.skipped[str(error)] += 1
+                reasons.append(str(error))
+                self.skipped.add(reasons[-1])
             else:
                 return self._crops.real_input(record, crop)
         raise TooManyCorruptImagesError(
-            f"{1 + MAX_REPLACEMENTS} reference images in a row cannot be read; skipped so far: "
-            f"{', '.join(self.skipped)}"
+            f"{len(reasons)} reference images in a row cannot be read: "
+            f"{', '.join(dict.fromkeys(reasons))}"
         )
 
     def _choices(self, sample: TrainingSample) -> list[int]:

@@ -19,6 +19,7 @@ __all__ = ["run_report"]
 
 _EVALUATIONS = {"ap": ("AP", "ink"), "apr": ("APr", "r"), "apc": ("APc", "c"), "apf": ("APf", "f")}
 _IOU_TYPES = {"segm": "masks", "bbox": "boxes"}
+_MAX_SKIPPED = 20
 _VERDICT_NOTES = {
     "batch": "One verdict covers all instances pasted in a training step, so an instance shares "
     "the score of its companions.",
@@ -50,6 +51,7 @@ def run_report(folder: str | Path, *, n_pictures: int = 18) -> Report:
         notes.append("The run has not come to its end: there is no result yet.")
     elif not evaluation:
         notes.append("The run had no validation annotations, so there is no average precision.")
+    notes += _skipped_notes(results)
     best, worst, problem = _pictured(verdicts, recipe, n_pictures)
     notes += problem
     return Report(
@@ -112,6 +114,18 @@ def _summary(
     if results.get("n_skipped"):
         text += f", steps left out as they diverged: {results['n_skipped']}"
     return text + "."
+
+
+def _skipped_notes(results: Mapping[str, Any]) -> list[str]:
+    """Say for each set of images what could not be read, the most frequent first."""
+    notes = []
+    for what, counts in results.get("skipped_files", {}).items():
+        often = sorted(counts, key=lambda reason: (-counts[reason], reason))
+        listed = "; ".join(f"{reason} ({counts[reason]} times)" for reason in often[:_MAX_SKIPPED])
+        if often:
+            more = f"; and {len(often) - _MAX_SKIPPED} more" if len(often) > _MAX_SKIPPED else ""
+            notes.append(f"In {what}, {len(often)} files could not be read: {listed}{more}.")
+    return notes
 
 
 def _metrics_rows(evaluation: Mapping[str, Any]) -> list[MetricsRow]:
