@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import bsgal_train
+
 HEAVY = ("torch", "detectron2", "timm", "cv2")
 
 
@@ -23,3 +25,18 @@ def test_import_loads_nothing_heavy(module: str) -> None:
 
 def test_the_check_can_fail() -> None:
     assert "cv2" in loaded_after("import cv2")
+
+
+@pytest.mark.parametrize("name", ["Recipe", "load_recipe"])
+def test_a_name_that_needs_no_torch_loads_none(name: str) -> None:
+    assert loaded_after(f"from bsgal_train import {name}") == set()
+
+
+@pytest.mark.parametrize("name", bsgal_train.__all__)
+def test_the_front_door_has_what_it_lists(name: str) -> None:
+    assert getattr(bsgal_train, name) is not None
+    assert name in dir(bsgal_train)
+
+
+def test_another_name_is_no_attribute() -> None:
+    assert not hasattr(bsgal_train, "no_such_name")

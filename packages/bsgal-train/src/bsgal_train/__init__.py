@@ -1,7 +1,50 @@
-"""Train and evaluate long-tailed instance segmentation with chosen generated instances."""
+"""Train and evaluate long-tailed instance segmentation with chosen generated instances.
 
+What a user needs is here. Each name is imported when it is first asked for, so that this import,
+and a recipe, take neither torch nor detectron2.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from bsgal_train.annotations import LvisAnnotations
+    from bsgal_train.decision_log import read_decisions
+    from bsgal_train.evaluation import evaluate_lvis
+    from bsgal_train.recipe import Recipe
+    from bsgal_train.recipes import load_recipe
+    from bsgal_train.run import evaluate, train
+
+__all__ = [
+    "LvisAnnotations",
+    "Recipe",
+    "__version__",
+    "evaluate",
+    "evaluate_lvis",
+    "load_recipe",
+    "read_decisions",
+    "train",
+]
 
 __version__ = version("bsgal-train")
+
+_MODULES = {
+    "LvisAnnotations": "annotations",
+    "Recipe": "recipe",
+    "evaluate": "run",
+    "evaluate_lvis": "evaluation",
+    "load_recipe": "recipes",
+    "read_decisions": "decision_log",
+    "train": "run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
