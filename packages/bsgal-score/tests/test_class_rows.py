@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import math
 import subprocess
 import sys
@@ -124,18 +125,34 @@ def test_stages_of_a_cascade_are_one_row():
     assert found[0] == pytest.approx(float(F.cosine_similarity(both(0), both(2), dim=0)), abs=1e-5)
 
 
-def test_the_scale_of_the_loss_is_of_no_account():
+def scores_under(factors, *, told):
+    """Score a batch with an old loss in the cache: the loss of each step times its factor."""
     linear = head()
-    found = []
-    for scale in (1.0, 1024.0):
-        scorer = ClassRowScorer(linear)
-        rows, index, classes, real = batch(1)
-        for _ in range(2):
-            with scorer:
-                loss = scale * sigmoid_loss(linear(rows), classes[index.clamp(min=0)])
-                scores = scorer.score(loss, index, classes, real)
-        found.append(scores)
-    assert found[0][0] == pytest.approx(found[1][0], abs=1e-6)
+    scorer = ClassRowScorer(linear)
+    for seed, factor in enumerate(factors):
+        rows, index, classes, real = batch(seed)
+        with scorer:
+            loss = factor * sigmoid_loss(linear(rows), classes[index.clamp(min=0)])
+            options = {"loss_scale": factor} if told else {}
+            scores = scorer.score(loss, index, classes, real, **options)
+    return scores, scorer.rows
+
+
+def test_a_constant_factor_of_the_loss_is_of_no_account():
+    expected, _ = scores_under([1.0] * 4, told=False)
+    found, _ = scores_under([1024.0] * 4, told=False)
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_changing_loss_scale_does_not_change_the_scores():
+    expected, rows = scores_under([1.0] * 4, told=False)
+    scales = [65536.0, 1024.0, 131072.0, 2.0]
+    found, found_rows = scores_under(scales, told=True)
+    assert found == pytest.approx(expected, abs=1e-6)
+    torch.testing.assert_close(found_rows, rows)
+    # Or else the steps would weigh differently.
+    untold, _ = scores_under(scales, told=False)
+    assert abs(untold[0] - expected[0]) > 0.01
 
 
 def test_works_under_autocast_and_keeps_the_graph():
@@ -152,6 +169,40 @@ def test_works_under_autocast_and_keeps_the_graph():
     assert found[0] == pytest.approx(expected[0], abs=0.02)
     loss.backward()
     assert linear.weight.grad is not None
+
+
+def test_rows_of_a_unit_are_summed_in_float64():
+    # Sums in float32 would lose the 1, and their order on a GPU would decide by how much.
+    linear = nn.Linear(1, 1, bias=False)
+    scorer = ClassRowScorer(linear, decay=0.0)
+    values = torch.tensor([[2.0**30], [1.0], [-(2.0**30)]])
+    with scorer:
+        zeros = torch.zeros(3, dtype=torch.int64)
+        scorer.score(linear(values).sum(), zeros, zeros[:1], torch.tensor([True]))
+    assert scorer.rows.tolist() == [[1.0, 3.0]]
+
+
+def test_the_input_may_be_given_by_its_name():
+    linear, (rows, index, classes, real) = head(), batch(1)
+    found = []
+    for named in (False, True):
+        scorer = ClassRowScorer(linear)
+        for _ in range(2):
+            with scorer:
+                logits = linear(input=rows) if named else linear(rows)
+                loss = sigmoid_loss(logits, classes[index.clamp(min=0)])
+                scores = scorer.score(loss, index, classes, real)
+        found.append(scores)
+    assert found[0] == found[1]
+
+
+def test_inputs_that_are_changed_after_the_call_are_refused():
+    linear, (rows, index, classes, real) = head(), batch(1)
+    with ClassRowScorer(linear) as scorer:
+        loss = sigmoid_loss(linear(rows), classes[index.clamp(min=0)])
+        rows.mul_(2)
+        with pytest.raises(ValueError, match=r"\(12, 5\) of classifier 0 were changed in place"):
+            scorer.score(loss, index, classes, real)
 
 
 def test_mislabelled_units_score_lower():
@@ -205,6 +256,7 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="decay"):
         ClassRowScorer(head(), decay=1.0)
     linear = head()
+    copied = copy.deepcopy(linear)
     scorer = ClassRowScorer(linear)
     rows, index, classes, real = batch(1)
     with pytest.raises(ValueError, match="no call was recorded"):
@@ -219,6 +271,21 @@ def test_what_does_not_fit_is_refused():
         scorer.score(linear(rows).sum(), index, classes, real.long())
     with pytest.raises(ValueError, match="lists 2 calls, but 1"), scorer:
         scorer.score(linear(rows).sum(), [index, index], classes, real)
+    for bad in (classes.float(), classes[:, None], classes.int(), classes.tolist()):
+        with pytest.raises(ValueError, match="`unit_classes` must be int64 of shape"), scorer:
+            scorer.score(linear(rows).sum(), index, bad, real)
+    with pytest.raises(ValueError, match="got a list for inputs"), scorer:
+        scorer.score(linear(rows).sum(), [index.tolist()], classes, real)
+    with pytest.raises(ValueError, match=r"inputs \(1, 12, 5\)"), scorer:
+        scorer.score(linear(rows[None]).sum(), index, classes, real)
+    with pytest.raises(ValueError, match="`loss` must be a scalar"), scorer:
+        scorer.score(linear(rows), index, classes, real)
+    for scale in (0.0, -1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="`loss_scale` must be"), scorer:
+            scorer.score(linear(rows).sum(), index, classes, real, loss_scale=scale)
+    with pytest.raises(ValueError, match="not copies of them"), scorer:
+        scorer.score(copied(rows).sum(), index, classes, real)
+    assert not scorer.rows.any()
 
 
 def test_state():

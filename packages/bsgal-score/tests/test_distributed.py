@@ -121,7 +121,7 @@ def work_on_rows_and_sketches(group, process):
             "bytes": {
                 "rowwise": (row_bytes, cache.exchanged_bytes),
                 "plain": (plain_bytes, plain.exchanged_bytes),
-                "sketch": (sketch_bytes, 8 * sketcher.width),
+                "sketch": (sketch_bytes, 8 * sketcher.width + 8),
             },
             "raised": raised,
             "sketched": joint,

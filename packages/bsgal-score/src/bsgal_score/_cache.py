@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import ops
 from ._contribution import contribution, cosine
-from ._distributed import any_process, average, averaged_copies, unite
+from ._distributed import agreed, average, averaged_copies, unite
 from ._sketch import CountSketch
 from ._step_model import StepModel
 from ._types import CacheSums, Implementation, TensorMetric
@@ -152,33 +152,31 @@ class GradientCache:
                 process would that had seen everything. `exchanged_bytes` are reduced.
 
         Raises:
-            GradientMismatchError: If a name is unknown or a gradient does not fit its parameter.
-            NonFiniteGradientError: If a gradient holds NaN or Inf, in any process of the group; no
-                cache is changed.
+            GradientMismatchError: If a name is unknown or a gradient does not fit its parameter, in
+                any process of the group; no cache is changed, as for all errors.
+            NonFiniteGradientError: If a gradient holds NaN or Inf, likewise.
+            OtherProcessError: If another process of the group raises something else.
         """
-        reference = self._in_order(gradients)
-        if group is None:
-            self._pass(reference=reference, candidate=None, rows=rows)
-            return
-        present = self._present_rows(rows)
-        self._raise_together_on_nonfinite(reference, group)
-        if not self._row_updates:
-            self._pass(reference=reference, candidate=None)
+        with agreed(group):
+            reference, present = self._checked(gradients, rows)
+        if group is not None and self._row_updates:
+            present = {
+                name: unite(own, len(self._row_updates[name]), group)
+                for name, own in present.items()
+            }
+            reference = averaged_copies(reference, self._tensors.values(), group)
+        self._blend(reference, present)
+        if group is not None and not self._row_updates:
             # The update is linear, so that the mean of the caches is the cache of the mean.
             average(self._tensors.values(), group)
-            return
-        united = {
-            name: unite(own, len(self._row_updates[name]), group) for name, own in present.items()
-        }
-        averaged = averaged_copies(reference, self._tensors.values(), group)
-        self._pass(reference=averaged, candidate=None, rows=united)
 
     @property
     def exchanged_bytes(self) -> int:
         """Bytes that each process hands to the network in one `update` with a group.
 
-        Those of the cache, and 8 for a flag. With `rowwise` tensors those of the gradients, in
-        float32 at least, and one for each row. `all_reduce` exchanges the cache alone.
+        Those of the cache, and 8 to agree that no process raises. With `rowwise` tensors those of
+        the gradients, in float32 at least, and one for each row. `all_reduce` exchanges the cache
+        alone.
         """
         if not self._row_updates:
             return 8 + sum(t.numel() * t.element_size() for t in self._tensors.values())
@@ -194,11 +192,11 @@ class GradientCache:
         Raises:
             GradientMismatchError: As `update`.
         """
-        return float(self._pass(reference=None, candidate=self._in_order(gradients)).dot)
+        return float(self._sums(self._in_order(gradients)).dot)
 
     def norm(self) -> float:
         """Return the Euclidean norm ‖c‖ of the whole cache."""
-        return math.sqrt(float(self._pass(reference=None, candidate=None).cache_sqnorm))
+        return math.sqrt(float(self._sums(None).cache_sqnorm))
 
     def cosine(self, gradients: Gradients) -> float | None:
         """Return ⟨c, k⟩ / (‖c‖‖k‖) in [-1, 1].
@@ -208,8 +206,7 @@ class GradientCache:
         Raises:
             GradientMismatchError: As `update`.
         """
-        sums = self._pass(reference=None, candidate=self._in_order(gradients))
-        return _contribution(sums, "cosine")
+        return _contribution(self._sums(self._in_order(gradients)), "cosine")
 
     def update_and_score(
         self,
@@ -241,10 +238,11 @@ class GradientCache:
             raise ValueError(f"`form` must be 'cosine', 'dot' or 'step', got {form!r}")
         if (form == "step") != (step is not None):
             raise ValueError("`step` must be given with form='step', and only then")
-        sums = self._pass(
-            reference=self._in_order(reference_gradients),
+        reference, present = self._checked(reference_gradients, rows)
+        sums = self._blend(
+            reference,
+            present,
             candidate=self._in_order(candidate_gradients),
-            rows=rows,
             metric=None if step is None else step.metric(self._parameters),
         )
         if step is not None and not step.is_metric_only:
@@ -291,10 +289,7 @@ class GradientCache:
         if not fusable:
             self.update(gradients, rows)
             return sketcher.sketch(self._tensors)
-        self._present_rows(rows)
-        reference = self._in_order(gradients)
-        if self.check_finite:
-            self._raise_on_nonfinite(reference)
+        reference, _ = self._checked(gradients, rows)
         found = ops.cache_update_sketch(
             tensors,
             reference,
@@ -392,28 +387,34 @@ class GradientCache:
             ordered.append(gradient)
         return ordered
 
-    def _pass(
-        self,
-        *,
-        reference: list[Tensor | None] | None,
-        candidate: list[Tensor | None] | None,
-        rows: Rows | Mapping[str, Rows] | None = None,
-        metric: list[TensorMetric] | None = None,
-    ) -> CacheSums:
-        if reference is None:
-            return ops.cache_update_dot(
-                list(self._tensors.values()), None, candidate, impl=self.impl
-            )
+    def _checked(
+        self, gradients: Gradients, rows: Rows | Mapping[str, Rows] | None
+    ) -> tuple[list[Tensor | None], dict[str, Tensor]]:
+        """Check a reference gradient and its rows; return them in order and by tensor."""
+        reference = self._in_order(gradients)
         present = self._present_rows(rows)
         if self.check_finite:
             self._raise_on_nonfinite(reference)
-        row_decay = self._row_decay(present) if self._row_updates else None
+        return reference, present
+
+    def _sums(self, candidate: list[Tensor | None] | None) -> CacheSums:
+        return ops.cache_update_dot(list(self._tensors.values()), None, candidate, impl=self.impl)
+
+    def _blend(
+        self,
+        reference: list[Tensor | None],
+        present: Mapping[str, Tensor],
+        *,
+        candidate: list[Tensor | None] | None = None,
+        metric: list[TensorMetric] | None = None,
+    ) -> CacheSums:
+        """Update the cache with what `_checked` returned, and score a candidate."""
         sums = ops.cache_update_dot(
             list(self._tensors.values()),
             reference,
             candidate,
             decay=float(self._old_weight(torch.tensor(self.n_updates))),
-            row_decay=row_decay,
+            row_decay=self._row_decay(present) if self._row_updates else None,
             metric=metric,
             impl=self.impl,
         )
@@ -436,7 +437,7 @@ class GradientCache:
             return self.decay * (1 - self.decay**n) / (1 - self.decay ** (n + 1))
         return torch.full_like(n, self.decay)
 
-    def _row_decay(self, present: dict[str, Tensor]) -> list[Tensor | None]:
+    def _row_decay(self, present: Mapping[str, Tensor]) -> list[Tensor | None]:
         """Give each row-wise tensor its weights of old rows: 1 where the class is absent."""
         weights: list[Tensor | None] = []
         for name in self._tensors:
@@ -469,22 +470,6 @@ class GradientCache:
                 )
             present[name] = indices
         return present
-
-    def _raise_together_on_nonfinite(
-        self, reference: list[Tensor | None], group: dist.ProcessGroup
-    ) -> None:
-        """Raise in all processes if one has NaN or Inf, lest the others wait for it forever."""
-        if not self.check_finite:
-            return
-        problem = None
-        try:
-            self._raise_on_nonfinite(reference)
-        except NonFiniteGradientError as error:
-            problem = error
-        if any_process(problem is not None, group):
-            raise problem or NonFiniteGradientError(
-                "the reference gradient of another process holds NaN or Inf; no cache was changed"
-            )
 
     def _raise_on_nonfinite(self, reference: list[Tensor | None]) -> None:
         # A sum is the cheapest read of all elements; it is not finite if one of them is not.

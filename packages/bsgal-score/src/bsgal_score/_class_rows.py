@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ._distributed import unite
-from .eager.ghost import compute_dtype
+from ._distributed import agreed, unite
+from .eager.ghost import compute_dtype, sum_by_unit
 from .errors import NonFiniteGradientError, StateMismatchError
 
 
@@ -72,7 +72,7 @@ class ClassRowScorer:
         """Start to record."""
         self._calls.clear()
         self._handles = [
-            one.register_forward_hook(self._record_as(number))
+            one.register_forward_hook(self._record_as(number), with_kwargs=True)
             for number, one in enumerate(self._classifiers)
         ]
         return self
@@ -96,6 +96,7 @@ class ClassRowScorer:
         unit_classes: Tensor,
         is_reference: Tensor,
         *,
+        loss_scale: float = 1.0,
         group: dist.ProcessGroup | None = None,
     ) -> list[float | None]:
         """Compare every unit with its class's cached row, then feed the reference units to it.
@@ -105,14 +106,16 @@ class ClassRowScorer:
         outputs, and the graph is kept for the training step.
 
         Args:
-            loss: Scalar, a sum of terms that each belong to one row. Its scale is of no account.
+            loss: Scalar, a sum of terms that each belong to one row. A constant factor of it is of
+                no account; one that changes from step to step weighs the steps in the cache.
             unit_index: int64, unit of each row, negative for rows that are no unit's; one tensor
                 per recorded call in the order of the calls, or one for all.
             unit_classes: int64 (n_units,), each in [0, n_classes).
             is_reference: bool (n_units,), units of real data.
-            group: Processes that share the cache; all of them have to call `score`. `n_classes`
-                bytes and the rows of the classes that are present are reduced. None: this process
-                alone.
+            loss_scale: What the loss was multiplied by, for example by a gradient scaler.
+            group: Processes that share the cache; all of them have to call `score`. 8 bytes,
+                `n_classes` bytes and the rows of the classes that are present are reduced. None:
+                this process alone.
 
         Returns:
             The cosine of each unit's gradient with the cache on its class's row; None without
@@ -120,20 +123,26 @@ class ClassRowScorer:
             the unit's gradient is not finite.
 
         Raises:
-            ValueError: If nothing was recorded or an argument does not fit it.
-            NonFiniteGradientError: If a reference unit gives NaN or Inf; the cache is unchanged.
+            ValueError: If nothing was recorded or an argument does not fit it; the cache is
+                unchanged, as for all errors.
+            NonFiniteGradientError: If a reference unit gives NaN or Inf.
+            OtherProcessError: If another process of the group raises.
         """
-        calls = list(self._calls)
-        indices = self._checked_indices(calls, unit_index, unit_classes, is_reference)
-        with torch.autocast(loss.device.type, enabled=False):
-            gradients = torch.autograd.grad(
-                loss, [call.edge for call in calls], retain_graph=True, allow_unused=True
-            )
+        with agreed(group):
+            calls = self._unchanged_calls()
+            _check_loss(loss, loss_scale)
+            self._check_units(unit_classes, is_reference)
+            indices = _index_calls(calls, unit_index, len(unit_classes))
+            with torch.autocast(loss.device.type, enabled=False):
+                gradients = torch.autograd.grad(
+                    loss, [call.edge for call in calls], retain_graph=True, allow_unused=True
+                )
+            with torch.no_grad():
+                units = self._unit_rows(calls, indices, gradients, unit_classes) / loss_scale
+                classes = unit_classes.to(units.device)
+                real = is_reference.to(units.device)
+                found = self._cosines(units, classes)
         with torch.no_grad():
-            units = self._unit_rows(calls, indices, gradients, unit_classes)
-            classes = unit_classes.to(units.device)
-            real = is_reference.to(units.device)
-            found = self._cosines(units, classes)
             self._feed(units[real], classes[real], group)
         return found
 
@@ -157,52 +166,48 @@ class ClassRowScorer:
         self.rows.copy_(state["rows"])
 
     def _record_as(self, number: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        def hook(
+            module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], output: Tensor
+        ) -> None:
             if output.requires_grad:
+                inputs = args[0] if args else kwargs["input"]
                 edge = get_gradient_edge(output)
-                self._calls.append(_Call(number, args[0].detach(), edge))
+                self._calls.append(_Call(number, inputs.detach(), inputs._version, edge))
 
         return hook
 
-    def _checked_indices(
-        self,
-        calls: Sequence[_Call],
-        unit_index: Tensor | Sequence[Tensor],
-        unit_classes: Tensor,
-        is_reference: Tensor,
-    ) -> list[Tensor]:
-        if not calls:
+    def _unchanged_calls(self) -> list[_Call]:
+        if not self._calls:
             raise ValueError(
                 "no call was recorded: run the forward pass inside `with scorer:`, with gradients "
-                "enabled, and call `score` before the block ends"
+                "enabled and with the classifiers themselves, not copies of them, and call `score` "
+                "before the block ends"
+            )
+        for call in self._calls:
+            # Autograd does not look: the backward pass ends above the inputs.
+            if call.inputs._version != call.version:
+                raise ValueError(
+                    f"the inputs {tuple(call.inputs.shape)} of classifier {call.classifier} were "
+                    "changed in place after the call; change a copy, or call `score` before"
+                )
+        return list(self._calls)
+
+    def _check_units(self, unit_classes: Tensor, is_reference: Tensor) -> None:
+        if not _is(unit_classes, torch.int64) or unit_classes.dim() != 1:
+            raise ValueError(
+                f"`unit_classes` must be int64 of shape (n_units,); got {_described(unit_classes)}"
             )
         n_units = len(unit_classes)
-        if is_reference.shape != (n_units,) or is_reference.dtype != torch.bool:
+        if not _is(is_reference, torch.bool) or is_reference.shape != (n_units,):
             raise ValueError(
                 f"`is_reference` must be bool of shape ({n_units},), as there are classes; got "
-                f"{is_reference.dtype} of shape {tuple(is_reference.shape)}"
+                f"{_described(is_reference)}"
             )
         if n_units and not 0 <= int(unit_classes.min()) <= int(unit_classes.max()) < self.n_classes:
-            raise ValueError(f"`unit_classes` must lie in [0, {self.n_classes})")
-        if isinstance(unit_index, Tensor):
-            unit_index = [unit_index] * len(calls)
-        if len(unit_index) != len(calls):
             raise ValueError(
-                f"`unit_index` lists {len(unit_index)} calls, but {len(calls)} were recorded"
+                f"`unit_classes` must lie in [0, {self.n_classes}), got {int(unit_classes.min())} "
+                f"to {int(unit_classes.max())}"
             )
-        for index, call in zip(unit_index, calls, strict=True):
-            n_rows = len(call.inputs)
-            if call.inputs.dim() != 2 or index.shape != (n_rows,) or index.dtype != torch.int64:
-                raise ValueError(
-                    f"`unit_index` must be int64 with one entry per row of inputs (R, inputs); got "
-                    f"{index.dtype} of shape {tuple(index.shape)} for inputs "
-                    f"{tuple(call.inputs.shape)}"
-                )
-            if n_rows and int(index.max()) >= n_units:
-                raise ValueError(
-                    f"`unit_index` goes up to {int(index.max())}, but there are {n_units} units"
-                )
-        return list(unit_index)
 
     def _unit_rows(
         self,
@@ -211,9 +216,11 @@ class ClassRowScorer:
         gradients: Sequence[Tensor | None],
         unit_classes: Tensor,
     ) -> Tensor:
-        """Return v of every unit, (n_units, inputs and biases of all classifiers), float32."""
+        """Return v of every unit, (n_units, inputs and biases of all classifiers), float64."""
+        n_units = len(unit_classes)
         parts = [
-            torch.zeros(len(unit_classes), width, device=self.rows.device) for width in self._widths
+            torch.zeros(n_units, width, dtype=torch.float64, device=self.rows.device)
+            for width in self._widths
         ]
         for call, index, gradient in zip(calls, indices, gradients, strict=True):
             if gradient is None:
@@ -225,14 +232,11 @@ class ClassRowScorer:
             weights = gradient[chosen, own].to(dtype)[:, None]
             inputs = call.inputs[chosen].to(dtype)
             products = torch.cat([weights * inputs, weights], dim=1)
-            parts[call.classifier].index_add_(
-                0, units.to(self.rows.device), products.to(parts[call.classifier])
-            )
+            parts[call.classifier] += sum_by_unit(products, units, n_units).to(self.rows.device)
         return torch.cat(parts, dim=1)
 
     def _cosines(self, units: Tensor, classes: Tensor) -> list[float | None]:
         own = self.rows[classes].double()
-        units = units.double()
         norms = units.norm(dim=1) * own.norm(dim=1)
         cosines = (units * own).sum(dim=1) / norms
         return [
@@ -248,8 +252,7 @@ class ClassRowScorer:
             return
         place = torch.full((self.n_classes,), -1, device=units.device)
         place[present] = torch.arange(len(present), device=units.device)
-        sums = torch.zeros(len(present), self.rows.shape[1], device=units.device)
-        sums.index_add_(0, place[classes], units)
+        sums = sum_by_unit(units, place[classes], len(present)).to(self.rows.dtype)
         if group is not None:
             dist.all_reduce(sums, group=group)
         if not bool(sums.isfinite().all()):
@@ -262,8 +265,50 @@ class ClassRowScorer:
 
 @dataclass(frozen=True)
 class _Call:
-    """A recorded call: which classifier, its inputs (R, inputs), and where δ is taken."""
+    """A recorded call."""
 
     classifier: int
     inputs: Tensor
+    """(R, inputs); the memory that the classifier read."""
+    version: int
+    """What torch counted of in-place changes of the inputs."""
     edge: GradientEdge
+    """Where δ is taken."""
+
+
+def _check_loss(loss: Tensor, loss_scale: float) -> None:
+    if loss.dim() != 0 or not loss.requires_grad:
+        raise ValueError("`loss` must be a scalar that requires grad")
+    if not (math.isfinite(loss_scale) and loss_scale > 0):
+        raise ValueError(f"`loss_scale` must be finite and positive, got {loss_scale}")
+
+
+def _index_calls(
+    calls: Sequence[_Call], unit_index: Tensor | Sequence[Tensor], n_units: int
+) -> list[Tensor]:
+    indices = [unit_index] * len(calls) if isinstance(unit_index, Tensor) else list(unit_index)
+    if len(indices) != len(calls):
+        raise ValueError(f"`unit_index` lists {len(indices)} calls, but {len(calls)} were recorded")
+    for index, call in zip(indices, calls, strict=True):
+        n_rows = len(call.inputs)
+        fits = _is(index, torch.int64) and index.shape == (n_rows,)
+        if call.inputs.dim() != 2 or not fits:
+            raise ValueError(
+                "`unit_index` must be int64 with one entry per row of inputs (R, inputs); got "
+                f"{_described(index)} for inputs {tuple(call.inputs.shape)}"
+            )
+        if n_rows and int(index.max()) >= n_units:
+            raise ValueError(
+                f"`unit_index` goes up to {int(index.max())}, but there are {n_units} units"
+            )
+    return indices
+
+
+def _is(value: object, dtype: torch.dtype) -> bool:
+    return isinstance(value, Tensor) and value.dtype == dtype
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"

@@ -3,12 +3,53 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from .errors import (
+    GradientMismatchError,
+    NonFiniteGradientError,
+    OtherProcessError,
+    UnsupportedLayerError,
+)
+
+# What a caller may want to handle is the same in all processes, so that all of them handle it.
+_PEER_ERRORS = (
+    (OtherProcessError, "another process of the group raised, its message says what"),
+    (GradientMismatchError, "a gradient of another process does not fit its cache"),
+    (UnsupportedLayerError, "another process used a parameter in a way that cannot be scored"),
+    (NonFiniteGradientError, "the reference gradient of another process holds NaN or Inf"),
+)
+
+
+@contextmanager
+def agreed(group: dist.ProcessGroup | None) -> Iterator[None]:
+    """Run a block in every process of `group`; where it raises in one, raise in all of them.
+
+    What can raise belongs into such a block, before anything else is exchanged: the others would
+    wait forever for a process that left. Costs 8 bytes; without a group, nothing.
+
+    Raises:
+        OtherProcessError: If the block raised in another process; or, where it raised a
+            GradientMismatchError, an UnsupportedLayerError or a NonFiniteGradientError, that.
+    """
+    if group is None:
+        yield
+        return
+    try:
+        yield
+    except Exception as error:
+        kinds = [kind for kind, _ in _PEER_ERRORS]
+        _largest(1 + next((i for i, kind in enumerate(kinds) if isinstance(error, kind)), 0), group)
+        raise
+    if number := _largest(0, group):
+        kind, message = _PEER_ERRORS[number - 1]
+        raise kind(f"{message}; no cache was changed")
 
 
 def average(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
@@ -21,9 +62,7 @@ def average(tensors: Iterable[Tensor], group: dist.ProcessGroup) -> None:
 
 def any_process(flag: bool, group: dist.ProcessGroup) -> bool:
     """Tell every process of `group` whether the flag is set in one of them; 8 bytes."""
-    flags = torch.tensor([float(flag)], dtype=torch.float64, device=_device(group))
-    dist.all_reduce(flags, group=group)
-    return bool(flags[0] > 0)
+    return _largest(int(flag), group) > 0
 
 
 def averaged_copies(
@@ -94,7 +133,8 @@ def joint_sketched_contribution(
     the sketch of the mean cache, and likewise for candidates. The estimate of ⟨c̄, k̄⟩, or of its
     cosine, holds the products of one process's cache with another's candidate, which no mean of
     their own contributions does, at the price of two sketches instead of a cache: 8 bytes times
-    the width of a sketch cross the network. Every process has to call it, and all get the same.
+    the width of a sketch, and 8 more, cross the network. Every process has to call it, and all get
+    the same.
 
     Args:
         cache_sketch: From `GradientCache.update_and_sketch` or `CountSketch.sketch`, (width,).
@@ -107,16 +147,18 @@ def joint_sketched_contribution(
 
     Raises:
         ValueError: If the two sketches have different shapes, or `form` is another.
+        OtherProcessError: If that is so in another process.
         RuntimeError: If torch.distributed is not initialised.
     """
-    if form not in ("cosine", "dot"):
-        raise ValueError(f"`form` must be 'cosine' or 'dot', got {form!r}")
-    if candidate_sketch is not None and candidate_sketch.shape != cache_sketch.shape:
-        raise ValueError(
-            f"`candidate_sketch` must have the shape {tuple(cache_sketch.shape)} of "
-            f"`cache_sketch`, got {tuple(candidate_sketch.shape)}"
-        )
     chosen = dist.group.WORLD if group is None else group
+    with agreed(chosen):
+        if form not in ("cosine", "dot"):
+            raise ValueError(f"`form` must be 'cosine' or 'dot', got {form!r}")
+        if candidate_sketch is not None and candidate_sketch.shape != cache_sketch.shape:
+            raise ValueError(
+                f"`candidate_sketch` must have the shape {tuple(cache_sketch.shape)} of "
+                f"`cache_sketch`, got {tuple(candidate_sketch.shape)}"
+            )
     if chosen is None:
         raise RuntimeError("call torch.distributed.init_process_group first")
     if candidate_sketch is None:
@@ -130,6 +172,13 @@ def joint_sketched_contribution(
     if c_norm == 0 or k_norm == 0:
         return None
     return dot if form == "dot" else max(-1.0, min(1.0, dot / (c_norm * k_norm)))
+
+
+def _largest(number: int, group: dist.ProcessGroup) -> int:
+    """Return the largest of the processes' numbers; 8 bytes."""
+    numbers = torch.tensor([number], dtype=torch.int64, device=_device(group))
+    dist.all_reduce(numbers, op=dist.ReduceOp.MAX, group=group)
+    return int(numbers)
 
 
 def _device(group: dist.ProcessGroup) -> torch.device:

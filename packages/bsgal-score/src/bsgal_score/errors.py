@@ -11,6 +11,10 @@ class NonFiniteGradientError(ValueError):
     """A reference gradient holds NaN or Inf; the cache was left as it was."""
 
 
+class OtherProcessError(RuntimeError):
+    """Another process of the group raised before anything was exchanged."""
+
+
 class StateMismatchError(ValueError):
     """A saved state does not belong to the object it is loaded into."""
 
