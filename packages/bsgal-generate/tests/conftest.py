@@ -30,11 +30,12 @@ class StubPipeline:
     """Follows diffusers' calling convention; an image depends on its prompt and generator alone.
 
     `fault(prompt, seed)` may answer "nan", "blank" or "flag" to spoil an image, and batches larger
-    than `fits` run out of memory.
+    than `fits` run out of memory. With `alpha`, images are RGBA.
     """
 
     fault: Fault = lambda prompt, seed: None
     fits: int = 1000
+    alpha: bool = False
     calls: list[int] = field(default_factory=list)
     components: dict[str, Any] = field(default_factory=dict)
     scheduler: Any = field(default_factory=lambda: SimpleNamespace(config={"steps_offset": 1}))
@@ -65,7 +66,8 @@ class StubPipeline:
         assert len(prompt) == len(generator)
         self.calls.append(len(prompt))
         faults = [self.fault(p, g.initial_seed()) for p, g in zip(prompt, generator, strict=True)]
-        images = [torch.rand(height, width, 3, generator=g).numpy() for g in generator]
+        channels = 4 if self.alpha else 3
+        images = [torch.rand(height, width, channels, generator=g).numpy() for g in generator]
         for image, p, fault in zip(images, prompt, faults, strict=True):
             image += sum(map(ord, p)) % 97 / 97
             image /= 2

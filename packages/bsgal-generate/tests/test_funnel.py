@@ -96,5 +96,5 @@ def test_folder_that_is_no_pool_is_refused(image_set: ImageSet, tmp_path: Path) 
         funnel(image_set, tmp_path)
     (tmp_path / "meta.json").write_text('{"schema": "bsgal.instance_pool/1"}')
     (tmp_path / "manifest.jsonl").write_text('{"sample_id": "a"}\n')
-    with pytest.raises(ImageSetError, match="line 1: the row lacks 'status'"):
+    with pytest.raises(ImageSetError, match="line 1: it lacks 'status'"):
         funnel(image_set, tmp_path)

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
+import io
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from bsgal_generate import ImageRow, ImageSet
-from bsgal_generate._drawn import encode_png
 from bsgal_generate._image_set import ImageSetWriter
+from bsgal_generate._images import encode_png
 from bsgal_generate._meta import first_difference
 from bsgal_generate.errors import ConfigChangedError, ImageSetError
 
@@ -73,6 +76,32 @@ def test_image_beyond_the_limit_is_not_decoded(root: Path) -> None:
         image_set.read_image(image_set.rows[0], max_image_px=19)
 
 
+def test_alpha_is_kept(tmp_path: Path) -> None:
+    image = np.arange(4 * 5 * 4, dtype=np.uint8).reshape(4, 5, 4)
+    with ImageSetWriter(tmp_path, META) as writer:
+        writer.add(ROW, encode_png(image))
+    image_set = ImageSet.open(tmp_path)
+    np.testing.assert_array_equal(image_set.read_image(image_set.rows[0]), image)
+
+
+def test_image_of_another_size_than_the_row_says_is_refused(tmp_path: Path) -> None:
+    with ImageSetWriter(tmp_path, META) as writer:
+        writer.add(ROW, encode_png(IMAGE[:1, :1]))
+    image_set = ImageSet.open(tmp_path)
+    with pytest.raises(ImageSetError, match="1 x 1 pixels, and the manifest says 5 x 4"):
+        image_set.read_image(image_set.rows[0])
+
+
+def test_sixteen_bit_image_is_refused(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(np.full((4, 5), 40_000, np.uint16)).save(stream, "PNG")
+    with ImageSetWriter(tmp_path, META) as writer:
+        writer.add(ROW, stream.getvalue())
+    image_set = ImageSet.open(tmp_path)
+    with pytest.raises(ImageSetError, match="colour mode I;16, not 8 bits per channel"):
+        image_set.read_image(image_set.rows[0])
+
+
 def test_file_that_is_no_png_is_named_though_its_hash_is_right(tmp_path: Path) -> None:
     with ImageSetWriter(tmp_path, META) as writer:
         writer.add(ROW, b"GIF89a")
@@ -112,12 +141,62 @@ def test_last_row_of_a_sample_counts(root: Path) -> None:
 def test_torn_last_line_is_dropped_on_reading_and_cut_before_appending(root: Path) -> None:
     manifest = root / "manifest.jsonl"
     whole = manifest.read_bytes()
-    for torn in (b'{"sample_id": "3-si', whole[:-1].splitlines()[-1]):
+    for torn in (b'{"sample_id": "3-si', whole.splitlines()[-1][:-1], b"12", b"\0\0\0"):
         manifest.write_bytes(whole + torn)
         assert len(ImageSet.open(root)) == 2
+        assert manifest.read_bytes() == whole + torn
         with ImageSetWriter(root, META):
             pass
         assert manifest.read_bytes() == whole
+
+
+def test_last_line_that_lacks_its_end_alone_counts_and_is_completed(root: Path) -> None:
+    manifest = root / "manifest.jsonl"
+    whole = manifest.read_bytes()
+    manifest.write_bytes(whole[:-1])
+    assert len(ImageSet.open(root)) == 2
+    assert manifest.read_bytes() == whole[:-1]
+    with ImageSetWriter(root, META):
+        pass
+    assert manifest.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda whole: b"\xef\xbb\xbf" + whole, "line 1: it begins with a byte order mark"),
+        (lambda whole: whole.replace(b"status", b"st\0tus"), "line 1: not valid JSON"),
+        (lambda whole: whole.replace(b"caf", b"ca\xff"), "line 1: not valid JSON"),
+        (lambda whole: whole.decode().encode("utf-16"), "line 1: not valid JSON"),
+        (lambda whole: b"[" * 5000 + b"\n" + whole, "line 1: not valid JSON: it nests"),
+        (lambda whole: whole.replace(b"3.0", b"NaN"), "line 1: not valid JSON: NaN is no JSON"),
+        (lambda whole: whole.replace(b"3.0", b"1e999"), "`guidance_scale` must be a finite number"),
+        (lambda whole: b"\n" + whole, "line 1: not valid JSON"),
+    ],
+    ids=["bom", "nul", "no-utf8", "utf16", "nested", "nan", "inf", "empty-line"],
+)
+def test_manifest_in_another_encoding_is_refused(
+    damage: Callable[[bytes], bytes], message: str, root: Path
+) -> None:
+    manifest = root / "manifest.jsonl"
+    manifest.write_bytes(damage(manifest.read_bytes()))
+    with pytest.raises(ImageSetError, match=message):
+        ImageSet.open(root)
+
+
+def test_empty_manifest_is_a_set_of_no_rows_and_a_missing_one_an_error(root: Path) -> None:
+    (root / "manifest.jsonl").write_bytes(b"")
+    assert len(ImageSet.open(root)) == 0
+    (root / "manifest.jsonl").unlink()
+    with pytest.raises(ImageSetError, match=r"manifest\.jsonl cannot be read"):
+        ImageSet.open(root)
+
+
+def test_rows_without_their_meta_are_not_continued(root: Path) -> None:
+    (root / "meta.json").unlink()
+    with pytest.raises(ImageSetError, match=r"has a manifest\.jsonl but no meta\.json"):
+        ImageSetWriter(root, META)
+    assert not (root / "meta.json").exists()
 
 
 def test_torn_first_line_leaves_an_empty_manifest(root: Path) -> None:
@@ -133,7 +212,7 @@ def test_torn_first_line_leaves_an_empty_manifest(root: Path) -> None:
     [
         ("nonsense", r"manifest.jsonl, line 3: not valid JSON"),
         ("[1]", r"line 3: must be a JSON object"),
-        ('{"sample_id": "a"}', r"line 3: the row lacks 'category_id'"),
+        ('{"sample_id": "a"}', r"line 3: it lacks 'category_id'"),
     ],
 )
 def test_damaged_manifest_line_is_named(line: str, message: str, root: Path) -> None:
@@ -147,17 +226,44 @@ def test_damaged_manifest_line_is_named(line: str, message: str, root: Path) -> 
     ("change", "message"),
     [
         ({"status": "fine"}, "`status` must be one of"),
+        ({"status": 3}, "`status` must be one of"),
+        ({"sample_id": 7}, "`sample_id` must be text that can name a file, got 7"),
+        ({"sample_id": "a/b"}, "`sample_id` must be text that can name a file"),
+        ({"sample_id": "a\ud800"}, "`sample_id` must be text that can name a file"),
+        ({"category_id": "3"}, "`category_id` must be an int from 0 to 2"),
+        ({"category_id": True}, "`category_id` must be an int from 0 to 2"),
+        ({"category_id": 2**70}, "`category_id` must be an int from 0 to 2"),
+        ({"category_id": -1}, "`category_id` must be an int from 0 to 2"),
+        ({"category_name": ["a"]}, "`category_name` must be a line of text that is not empty"),
+        ({"category_name": "tea"}, "`category_name` of category 3 must be 'café' as in an earlier"),
+        ({"kind": "thing"}, "`kind` must be one of"),
+        ({"prompt": None}, "`prompt` must be text"),
+        ({"negative_prompt": 1}, "`negative_prompt` must be text without NULs, or be null, got 1"),
+        ({"seed": 0.5}, "`seed` must be an int"),
+        ({"attempt": -1}, "`attempt` must be an int"),
+        ({"num_inference_steps": 0}, "`num_inference_steps` must be an int of at least 1, got 0"),
+        ({"guidance_scale": "3"}, "`guidance_scale` must be a finite number, or be null, got '3'"),
+        ({"height": 1.5}, "`height` must be an int of at least 1"),
+        ({"sha256": "ab"}, "`sha256` must be 64 hexadecimal digits"),
+        ({"sha256": None}, "a row with a `file` must have its `sha256`"),
+        ({"file": None}, "a row whose `status` is 'ok' must have a `file`"),
+        ({"file": "a\0b"}, "must stay inside the set"),
+        ({"file": ["a"]}, "must stay inside the set, .*, got a JSON list of length 1"),
+        ({"reason": {}}, "`reason` must be text"),
         ({"file": "../../etc/passwd"}, "must stay inside the set"),
         ({"file": "/etc/passwd"}, "must stay inside the set"),
         ({"file": "a\\..\\..\\b.png"}, "must stay inside the set"),
     ],
 )
-def test_bad_rows_are_refused(change: dict[str, str], message: str, root: Path) -> None:
+def test_bad_rows_are_refused(change: dict[str, object], message: str, root: Path) -> None:
     manifest = root / "manifest.jsonl"
     row = json.loads(manifest.read_text().splitlines()[0])
-    manifest.write_text(json.dumps(row | change) + "\n")
-    with pytest.raises(ImageSetError, match=message):
+    with manifest.open("a") as lines:
+        lines.write(json.dumps(row | change) + "\n")
+    with pytest.raises(ImageSetError, match=message) as caught:
         ImageSet.open(root)
+    assert str(manifest) in str(caught.value)
+    assert "line 3" in str(caught.value)
 
 
 def test_unknown_keys_of_a_row_are_left_out(root: Path) -> None:
@@ -209,6 +315,102 @@ def test_unwritable_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ImageSetError, match="cannot write to"):
         ImageSetWriter(tmp_path / "file" / "set", META)
+
+
+PIPELINE = {"class": "P", "dtype": "float32", "scheduler": {"class": "S", "beta": 1, "old": 2}}
+SETTINGS = {
+    "plan": {
+        "seed": 0,
+        "images_per_category": {"3": 2},
+        "negative_prompt": None,
+        "categories": {"3": {"name": "café", "prompts": {"single": "a café"}}},
+    },
+    "sampling": {
+        "num_inference_steps": 2, "guidance_scale": 3.0, "height": None, "width": None,
+        "max_redraws": 2, "blank_std": 1.0,
+    },
+    "pipeline": PIPELINE,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("config", 3, "`config` must be a JSON object, got 3"),
+        ("config.plan.seed", "0", "`config.plan.seed` must be an int, got '0'"),
+        ("config.plan.images_per_category", 0, "must be an int of at least 1, or an object"),
+        ("config.plan.images_per_category", {"3": -1}, "`config.plan.images_per_category` must"),
+        ("config.plan.images_per_category", {"x": 1}, "`config.plan.images_per_category` must"),
+        ("config.plan.categories", {"3": {}}, "must be an object of name and prompts"),
+        ("config.plan.categories", [1], "must be an object of name and prompts"),
+        ("config.sampling.blank_std", None, "`config.sampling.blank_std` must be a finite number"),
+        ("config.sampling.height", 2.0, "`config.sampling.height` must be an int of at least 1"),
+        ("config.pipeline.dtype", 16, "`config.pipeline.dtype` must be a line of text"),
+        ("config.pipeline.scheduler", [], "`config.pipeline.scheduler` must be a JSON object"),
+        ("model.weight_hash", None, "`model.weight_hash` must be a line of text"),
+        ("model.id", ["m"], "`model.id` must be text"),
+        ("versions", 1, "`versions` must be a JSON object"),
+    ],
+)
+def test_meta_of_another_form_is_refused(
+    path: str, value: object, message: str, tmp_path: Path
+) -> None:
+    with ImageSetWriter(tmp_path, META | {"config": SETTINGS}):
+        pass
+    meta_path = tmp_path / "meta.json"
+    meta = json.loads(meta_path.read_text())
+    *outer, last = path.split(".")
+    place = meta
+    for key in outer:
+        place = place[key]
+    place[last] = value
+    meta_path.write_text(json.dumps(meta))
+    with pytest.raises(ImageSetError, match=message) as caught:
+        ImageSet.open(tmp_path)
+    assert str(meta_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content", [b"\xef\xbb\xbf{}", b"[" * 5000, b'{"schema": NaN}', b"\xff", b""]
+)
+def test_meta_that_is_no_json_is_refused(content: bytes, root: Path) -> None:
+    (root / "meta.json").write_bytes(content)
+    with pytest.raises(ImageSetError, match=r"meta\.json cannot be read"):
+        ImageSet.open(root)
+
+
+def test_meta_that_nests_deeply_is_refused(root: Path) -> None:
+    deep = "[" * 40 + "]" * 40
+    (root / "meta.json").write_text(f'{{"schema": "bsgal.image_set/1", "config": {{"a": {deep}}}}}')
+    with pytest.raises(ImageSetError, match="nests too deeply"):
+        ImageSet.open(root)
+
+
+def test_scheduler_settings_that_one_library_lacks_are_told_and_not_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    upscaler = {"class": "U", "dtype": "float32", "scheduler": {"class": "S"}}
+    before = {"pipeline": PIPELINE | {"upscaler": upscaler}}
+    with ImageSetWriter(tmp_path, META | {"config": before}):
+        pass
+    scheduler = {"class": "S", "beta": 1, "new": "x"}
+    now = {
+        "pipeline": PIPELINE
+        | {"scheduler": scheduler, "upscaler": upscaler | {"scheduler": {"class": "S", "new": 1}}}
+    }
+    with ImageSetWriter(tmp_path, META | {"config": now}):
+        pass
+    assert caplog.messages == [
+        f"{tmp_path} was begun with other libraries; scheduler settings that only the old or the "
+        "new ones name were not compared: config.pipeline.scheduler.new, "
+        "config.pipeline.scheduler.old, config.pipeline.upscaler.scheduler.new"
+    ]
+    changed = {"pipeline": now["pipeline"] | {"scheduler": scheduler | {"beta": 2}}}
+    with pytest.raises(ConfigChangedError, match=r"scheduler\.beta was 1 and is now 2"):
+        ImageSetWriter(tmp_path, META | {"config": changed})
+    more = {"pipeline": now["pipeline"], "sampling": SETTINGS["sampling"]}
+    with pytest.raises(ConfigChangedError, match=r"config\.sampling was missing and is now"):
+        ImageSetWriter(tmp_path, META | {"config": more})
 
 
 @pytest.mark.parametrize(

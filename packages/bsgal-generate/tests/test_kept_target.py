@@ -148,3 +148,22 @@ def test_other_categories_are_refused(
     run_round()
     with pytest.raises(ConfigChangedError, match="planned for other categories: 4"):
         next_round(make_plan(4), tmp_path / "set", tmp_path, kept_target=1, cap=1, max_redraws=1)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"images_per_category": "5"}', "line 1: `images_per_category` must be an int of at"),
+        ('{"images_per_category": {"1": 2.5}}', "line 1: `images_per_category` must be an int"),
+        ('{"images": 5}', "line 1: it lacks 'images_per_category'"),
+        ('{"images_per_category": {"1": 5}}', "must give a number to every category"),
+        ("[]", "line 1: must be a JSON object"),
+    ],
+)
+def test_damaged_rounds_are_refused(
+    line: str, message: str, run_round: Callable[..., Any], tmp_path: Path
+) -> None:
+    run_round()
+    (tmp_path / "set" / "rounds.jsonl").write_text(f"{line}\n")
+    with pytest.raises(ImageSetError, match=message):
+        run_round()

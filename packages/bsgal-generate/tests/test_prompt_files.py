@@ -65,7 +65,18 @@ def test_bad_folders_are_named(folder: Path, tmp_path: Path) -> None:
     (folder / "45.txt").write_bytes(b"\xff")
     with pytest.raises(PromptError, match=r"45\.txt cannot be read"):
         load_prompts(folder, CATEGORIES)
+    (folder / "45.txt").write_text("a banana\nyellow\n a banana\n")
+    with pytest.raises(PromptError, match=r"45\.txt, line 3: 'a banana' is already line 1"):
+        load_prompts(folder, CATEGORIES)
+    (folder / "45.txt").write_text("a\0banana\n")
+    with pytest.raises(PromptError, match=r"45\.txt, line 1: control characters"):
+        load_prompts(folder, CATEGORIES)
     (folder / "banana.txt").write_text("a banana")
     (folder / "45.txt").unlink()
     with pytest.raises(PromptError, match=r"banana\.txt: the file's name must be the id"):
         load_prompts(folder, CATEGORIES)
+
+
+def test_mark_at_the_start_is_no_part_of_a_prompt(folder: Path) -> None:
+    (folder / "45.txt").write_text("\ufeff# fruit\r\na banana\r\n", encoding="utf-8")
+    assert load_prompts(folder, CATEGORIES)[45] == ("a banana",)

@@ -1,12 +1,21 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bsgal_generate import SCENE_PROMPTS, Category, ImagePipeline, ImageSet, generate, scene_plan
+from bsgal_generate import (
+    SCENE_PROMPTS,
+    Category,
+    GenerationPlan,
+    ImagePipeline,
+    ImageSet,
+    generate,
+    scene_plan,
+)
 from bsgal_generate.cli import main
 from bsgal_generate.errors import PromptError
 
@@ -25,16 +34,29 @@ def test_scenes_take_turns_and_are_marked_as_such(
     assert len({row.seed for row in rows}) == len(rows)
 
 
-def test_category_0_is_for_scenes_alone() -> None:
-    with pytest.raises(ValueError, match="`category_id` must be an int of at least 1, got 0"):
-        Category(0, "apple")
-    assert {sample.kind for sample in _plan_of(Category(1, "scene"))} == {"object"}
+def test_category_0_is_a_category_like_any_other(
+    make_stub: Callable[..., tuple[ImagePipeline, Any]], tmp_path: Path
+) -> None:
+    plan = GenerationPlan(
+        categories=(Category(0, "scene"), Category(1, "apple")), images_per_category=1
+    )
+    assert {sample.kind for sample in plan} == {"object"}
+    rows = list(generate(plan, make_stub()[0], tmp_path))
+    assert [(row.category_id, row.kind) for row in rows] == [(0, "object"), (1, "object")]
 
 
-def _plan_of(category: Category) -> Any:
-    from bsgal_generate import GenerationPlan
-
-    return GenerationPlan(categories=(category,), images_per_category=1)
+def test_set_of_version_0_1_has_scenes_where_the_id_is_0(
+    make_stub: Callable[..., tuple[ImagePipeline, Any]], tmp_path: Path
+) -> None:
+    generate(scene_plan(2), make_stub()[0], tmp_path)
+    manifest = tmp_path / "manifest.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    assert {row.pop("kind") for row in rows} == {"scene"}
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert {row.kind for row in ImageSet.open(tmp_path)} == {"scene"}
+    # Such a set is continued as it was begun.
+    continued = generate(scene_plan(3), make_stub()[0], tmp_path)
+    assert [row.kind for row in continued] == ["scene"] * 3
 
 
 def test_bad_scene_prompts_are_refused() -> None:

@@ -67,6 +67,32 @@ def test_other_weights_or_scheduler_are_refused(image_set: ImageSet, make_stub: 
         verify(image_set, pipeline)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model", "lacks 'model.weight_hash'"),
+        ("config.pipeline", "lacks 'config.pipeline.scheduler.class'"),
+        ("config.sampling", "lacks 'config.sampling'"),
+    ],
+)
+def test_setting_that_the_meta_file_lacks_is_named(
+    name: str, message: str, image_set: ImageSet, make_stub: MakeStub
+) -> None:
+    place = image_set.meta
+    *outer, last = name.split(".")
+    for key in outer:
+        place = place[key]
+    del place[last]
+    with pytest.raises(ImageSetError, match=rf"meta\.json {message}"):
+        verify(image_set, make_stub()[0])
+
+
+def test_setting_of_a_later_version_is_refused(image_set: ImageSet, make_stub: MakeStub) -> None:
+    image_set.meta["config"]["sampling"]["eta"] = 1
+    with pytest.raises(ConfigChangedError, match="this version does not know: eta"):
+        verify(image_set, make_stub()[0])
+
+
 def test_set_without_images_is_an_error(
     make_stub: MakeStub, make_plan: MakePlan, tmp_path: Path
 ) -> None:

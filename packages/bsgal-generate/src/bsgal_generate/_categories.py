@@ -1,16 +1,17 @@
-"""The categories to generate, and the three kinds of file they are read from."""
+"""The categories to generate, and the kinds of file they are read from."""
 
 from __future__ import annotations
 
-import json
+import codecs
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from ._schema import ID, NAME, TEXT, is_int, is_name, is_text, parse_json, shown
 from .errors import CategoryFileError
 
-_SCENE_NAME = "scene"
+Kind = Literal["object", "scene"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,26 +19,25 @@ class Category:
     """One category of the data set.
 
     Attributes:
-        category_id: Positive id, as in the annotation file (LVIS ids start at 1).
+        category_id: Id of 0 or more, as in the annotation file (LVIS ids start at 1).
         name: Name as the data set spells it, for example `"salmon_(fish)"`.
         synonyms: Other names in the same spelling.
         definition: A short gloss, for templates that ask for one; empty if there is none.
+        kind: What its images show: an object of the category, or a scene without one.
     """
 
     category_id: int
     name: str
     synonyms: tuple[str, ...] = ()
     definition: str = ""
+    kind: Kind = "object"
 
     def __post_init__(self) -> None:
-        least = 0 if self.name == _SCENE_NAME else 1
-        if type(self.category_id) is not int or self.category_id < least:
+        if not is_int(self.category_id):
+            raise ValueError(f"`category_id` must {ID.words}, got {shown(self.category_id)}")
+        if not is_name(self.name):
             raise ValueError(
-                f"`category_id` must be an int of at least 1, got {self.category_id!r}"
-            )
-        if not isinstance(self.name, str) or not self.name.strip():
-            raise ValueError(
-                f"category {self.category_id}: `name` must be a non-empty string, got {self.name!r}"
+                f"category {self.category_id}: `name` must {NAME.words}, got {shown(self.name)}"
             )
 
     @property
@@ -51,22 +51,17 @@ class Category:
         return self.readable_name.partition("(")[0].strip() or self.readable_name
 
 
-SCENE = Category(0, _SCENE_NAME)
-"""Stands for images that show no object of the data set; id 0 is free for it."""
-
-
-def kind_of(category_id: int) -> Literal["object", "scene"]:
-    """Return what images with this category id show."""
-    return "scene" if category_id == SCENE.category_id else "object"
+SCENE = Category(0, "scene", kind="scene")
+"""Stands for images that show no object of the data set."""
 
 
 def load_categories(path: str | Path) -> tuple[Category, ...]:
     """Read categories from an annotation file, a category list in JSON, or a plain text list.
 
-    Accepted are an LVIS or COCO annotation file (`*.json` with a `"categories"` list), the bare
-    list of such category objects (`id`, `name` and optionally `synonyms` and `def`), and any other
-    file as plain text: one name a line, numbered from 1, blank lines and lines that start with `#`
-    skipped.
+    Accepted are an LVIS or COCO annotation file (JSON with a `"categories"` list), the bare list of
+    such category objects (`id`, `name` and optionally `synonyms` and `def`), and plain text: one
+    name a line, numbered from 1, blank lines and lines that start with `#` skipped. JSON is known
+    by its first character, whatever the file is called; a byte order mark is skipped.
 
     Args:
         path: The file to read.
@@ -79,13 +74,14 @@ def load_categories(path: str | Path) -> tuple[Category, ...]:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        text = content.decode("utf-8")
     except FileNotFoundError:
         raise CategoryFileError(f"category file {path} does not exist") from None
     except (OSError, UnicodeDecodeError) as error:
         raise CategoryFileError(f"category file {path} cannot be read: {error}") from error
-    is_json = path.suffix.lower() == ".json"
-    categories = _from_json(text, path) if is_json else _from_lines(text)
+    is_json = path.suffix.lower() == ".json" or text.lstrip()[:1] in ("{", "[")
+    categories = _from_json(content, path) if is_json else _from_lines(text, path)
     return check_categories(categories, where=str(path))
 
 
@@ -94,12 +90,12 @@ def check_categories(categories: Iterable[Category], where: str) -> tuple[Catego
     by_id: dict[int, Category] = {}
     by_name: dict[str, Category] = {}
     for category in categories:
-        if other := by_id.get(category.category_id):
+        if (other := by_id.get(category.category_id)) is not None:
             raise CategoryFileError(
                 f"{where}: category id {category.category_id} is used by both {other.name!r} and "
                 f"{category.name!r}; ids must be unique"
             )
-        if other := by_name.get(category.name):
+        if (other := by_name.get(category.name)) is not None:
             raise CategoryFileError(
                 f"{where}: the name {category.name!r} belongs to both category {other.category_id} "
                 f"and category {category.category_id}; names must be unique"
@@ -110,10 +106,10 @@ def check_categories(categories: Iterable[Category], where: str) -> tuple[Catego
     return tuple(by_id[category_id] for category_id in sorted(by_id))
 
 
-def _from_json(text: str, path: Path) -> list[Category]:
+def _from_json(text: bytes, path: Path) -> list[Category]:
     try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
+        content = parse_json(text)
+    except ValueError as error:
         raise CategoryFileError(f"category file {path} is not valid JSON: {error}") from error
     entries = content.get("categories") if isinstance(content, dict) else content
     if not isinstance(entries, list):
@@ -128,20 +124,37 @@ def _from_json(text: str, path: Path) -> list[Category]:
 
 def _from_entry(entry: object, where: str) -> Category:
     if not isinstance(entry, Mapping) or "id" not in entry or "name" not in entry:
-        raise CategoryFileError(f'{where}: must be an object with "id" and "name", got {entry!r}')
-    synonyms = entry.get("synonyms") or ()
-    if isinstance(synonyms, str) or not all(isinstance(synonym, str) for synonym in synonyms):
-        raise CategoryFileError(f'{where}: "synonyms" must be a list of strings, got {synonyms!r}')
-    definition = entry.get("def", entry.get("definition")) or ""
-    if not isinstance(definition, str):
-        raise CategoryFileError(f'{where}: "def" must be a string, got {definition!r}')
+        raise CategoryFileError(
+            f'{where}: must be an object with "id" and "name", got {shown(entry)}'
+        )
+    synonyms = _or(entry.get("synonyms"), [])
+    if not isinstance(synonyms, list) or not all(map(is_name, synonyms)):
+        raise CategoryFileError(
+            f'{where}: "synonyms" must be a list of names, got {shown(synonyms)}'
+        )
+    definition = _or(entry.get("def", entry.get("definition")), "")
+    if not is_text(definition):
+        raise CategoryFileError(f'{where}: "def" must {TEXT.words}, got {shown(definition)}')
     try:
         return Category(entry["id"], entry["name"], tuple(synonyms), definition.strip())
     except ValueError as error:
         raise CategoryFileError(f"{where}: {error}") from error
 
 
-def _from_lines(text: str) -> list[Category]:
-    names = [line.strip() for line in text.splitlines()]
-    kept = [name for name in names if name and not name.startswith("#")]
-    return [Category(i, name) for i, name in enumerate(kept, 1)]
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _from_lines(text: str, path: Path) -> list[Category]:
+    categories: list[Category] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        name = line.strip()
+        if not name or name.startswith("#"):
+            continue
+        # Such a line is a piece of a JSON file, not a name.
+        if not is_name(name) or set(name) & set('{}[]"'):
+            raise CategoryFileError(
+                f"{path}, line {number}: a name must {NAME.words}, and be no JSON, got {name!r}"
+            )
+        categories.append(Category(len(categories) + 1, name))
+    return categories

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from ._image_set import ImageRow
+from ._images import encode_png
 from ._judge import Judged, judge
 from ._memory import BatchDrawer
 from ._pipelines import ImagePipeline
@@ -124,6 +120,7 @@ class BatchArtist:
             sample_id=sample.sample_id,
             category_id=sample.category_id,
             category_name=sample.category_name,
+            kind=sample.kind,
             prompt_id=sample.prompt_id,
             prompt=sample.prompt,
             negative_prompt=sample.negative_prompt,
@@ -141,10 +138,3 @@ class BatchArtist:
             reason=judged.reason,
         )
         return Drawn(row, None if judged.image is None else encode_png(judged.image))
-
-
-def encode_png(image: npt.NDArray[np.uint8]) -> bytes:
-    """Return an image, uint8 RGB of shape (H, W, 3), as the bytes of a PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()

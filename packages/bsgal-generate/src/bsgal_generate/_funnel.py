@@ -9,11 +9,17 @@ from pathlib import Path
 
 from ._image_set import MANIFEST_NAME, ImageSet
 from ._jsonl import read_jsonl
-from ._meta import META_NAME, read_meta
+from ._meta import META_NAME, read_any_meta
+from ._schema import FILE_NAME, TEXT, Schema, check_object, one_of, optional
 from .errors import ImageSetError
 
 POOL_SCHEMA = "bsgal.instance_pool/1"
 _KEPT = "kept"
+_POOL_ROW: Schema = {
+    "sample_id": FILE_NAME,
+    "status": one_of(_KEPT, "dropped"),
+    "reason": optional(TEXT),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,14 +126,12 @@ def funnel_table(funnels: Iterable[CategoryFunnel]) -> str:
 
 def pool_outcomes(pool_dir: Path) -> dict[str, str]:
     """Return, by sample, `kept` or the code of the reason for dropping it."""
-    if read_meta(pool_dir, POOL_SCHEMA) is None:
+    if read_any_meta(pool_dir, POOL_SCHEMA) is None:
         raise ImageSetError(f"{pool_dir} is not an instance pool: it has no {META_NAME}")
     outcomes = {}
-    for number, row in read_jsonl(pool_dir / MANIFEST_NAME):
-        if missing := [name for name in ("sample_id", "status", "reason") if name not in row]:
-            raise ImageSetError(
-                f"{pool_dir / MANIFEST_NAME}, line {number}: the row lacks {missing[0]!r}"
-            )
+    manifest = pool_dir / MANIFEST_NAME
+    for number, row in read_jsonl(manifest):
+        check_object(row, _POOL_ROW, f"{manifest}, line {number}", ImageSetError)
         # A reason is a code, a colon and the details: "area: 0.97 of the image is too much".
         code = str(row["reason"]).partition(":")[0]
         outcomes[row["sample_id"]] = _KEPT if row["status"] == _KEPT else code

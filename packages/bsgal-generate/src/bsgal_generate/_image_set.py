@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path, PurePosixPath
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from sys import intern
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from ._categories import kind_of
+from ._categories import SCENE, Kind
+from ._images import read_png
 from ._jsonl import JsonlAppender, read_jsonl, write_atomically
 from ._meta import META_NAME, check_unchanged, read_meta, with_schema, write_meta
+from ._schema import (
+    COUNT,
+    FILE_NAME,
+    ID,
+    INSIDE,
+    NAME,
+    NUMBER,
+    SHA256,
+    TEXT,
+    Schema,
+    check_object,
+    one_of,
+    optional,
+)
 from .errors import ImageSetError
 
 MANIFEST_NAME = "manifest.jsonl"
@@ -31,8 +44,9 @@ class ImageRow:
 
     Attributes:
         sample_id: Unique in the set; of several rows with the same id the last one counts.
-        category_id: The category's id; 0 for a scene.
+        category_id: The category's id, 0 or more.
         category_name: The category's name as the data set spells it.
+        kind: What the image shows: an object of the category, or a scene without one.
         prompt_id: Which template or prompt line was used.
         prompt: The text given to the pipeline.
         negative_prompt: The text to steer away from, or None.
@@ -54,6 +68,7 @@ class ImageRow:
     sample_id: str
     category_id: int
     category_name: str
+    kind: Kind = "object"
     prompt_id: str
     prompt: str
     negative_prompt: str | None
@@ -70,34 +85,49 @@ class ImageRow:
     status: Status
     reason: str | None
 
-    @property
-    def kind(self) -> Literal["object", "scene"]:
-        """What the image shows: an object of the category, or a scene without one."""
-        return kind_of(self.category_id)
-
     @classmethod
     def from_json(cls, value: Mapping[str, Any], where: str) -> ImageRow:
         """Build a row from a manifest line; keys this version does not know are left out.
 
         Raises:
-            ImageSetError: A key is missing, the status is unknown, or the file leaves the set.
+            ImageSetError: A field is missing or holds what it must not.
         """
-        if missing := [name for name in _REQUIRED if name not in value]:
-            raise ImageSetError(f"{where}: the row lacks {missing[0]!r}")
-        row = cls(**{name: _shared(value[name]) for name in _NAMES if name in value})
-        if row.status not in get_args(Status):
+        check_object(value, _SCHEMA, where, ImageSetError, may_lack=_MAY_LACK)
+        row = cls(**{name: _shared(value[name]) for name in _SCHEMA if name in value})
+        lacks_file = row.status == "ok" and row.file is None
+        if lacks_file or (row.file is not None and row.sha256 is None):
             raise ImageSetError(
-                f"{where}: `status` must be one of {get_args(Status)}, got {row.status!r}"
+                f"{where}: a row whose `status` is 'ok' must have a `file`, and a row with a "
+                "`file` must have its `sha256`"
             )
-        if row.file is not None:
-            file = PurePosixPath(row.file)
-            if file.is_absolute() or ".." in file.parts or "\\" in row.file:
-                raise ImageSetError(f"{where}: `file` must stay inside the set, got {row.file!r}")
+        if "kind" not in value and (row.category_id, row.category_name) == (0, SCENE.name):
+            # This is how version 0.1, which had no other category 0, marked scenes.
+            return replace(row, kind=SCENE.kind)
         return row
 
 
-_NAMES = tuple(field.name for field in fields(ImageRow))
-_REQUIRED = tuple(name for name in _NAMES if name != "attempt")
+_SCHEMA: Schema = {
+    "sample_id": FILE_NAME,
+    "category_id": ID,
+    "category_name": NAME,
+    "kind": one_of(*get_args(Kind)),
+    "prompt_id": NAME,
+    "prompt": TEXT,
+    "negative_prompt": optional(TEXT),
+    "seed": ID,
+    "attempt": ID,
+    "model": TEXT,
+    "scheduler": TEXT,
+    "num_inference_steps": COUNT,
+    "guidance_scale": optional(NUMBER),
+    "height": COUNT,
+    "width": COUNT,
+    "file": optional(INSIDE),
+    "sha256": optional(SHA256),
+    "status": one_of(*get_args(Status)),
+    "reason": optional(TEXT),
+}
+_MAY_LACK = frozenset({"kind", "attempt"})
 
 
 def _shared(value: Any) -> Any:
@@ -128,17 +158,25 @@ class ImageSet:
             path: The set's folder.
 
         Raises:
-            ImageSetError: The folder is no image set, has another schema, or a damaged manifest.
+            ImageSetError: The folder is no image set, has another schema, or its meta file or
+                manifest is missing or damaged.
         """
         root = Path(path)
         meta = read_meta(root)
         if meta is None:
             raise ImageSetError(f"{root} is not an image set: it has no {META_NAME}")
         manifest = root / MANIFEST_NAME
-        attempts = [
-            ImageRow.from_json(value, f"{manifest}, line {number}")
-            for number, value in read_jsonl(manifest)
-        ]
+        attempts = []
+        names: dict[int, str] = {}
+        for number, value in read_jsonl(manifest):
+            row = ImageRow.from_json(value, f"{manifest}, line {number}")
+            name = names.setdefault(row.category_id, row.category_name)
+            if name != row.category_name:
+                raise ImageSetError(
+                    f"{manifest}, line {number}: `category_name` of category {row.category_id} "
+                    f"must be {name!r} as in an earlier line, got {row.category_name!r}"
+                )
+            attempts.append(row)
         return cls(root, meta, attempts)
 
     def settled(self, max_redraws: int) -> set[str]:
@@ -154,42 +192,38 @@ class ImageSet:
     def read_image(
         self, row: ImageRow, *, max_image_px: int = MAX_IMAGE_PX
     ) -> npt.NDArray[np.uint8]:
-        """Return a row's image as uint8 RGB of shape (H, W, 3).
+        """Return a row's image, uint8 of shape (H, W, 3) in RGB, or (H, W, 4) if it has alpha.
 
         Args:
             row: The row.
             max_image_px: Most pixels the image may have; a larger one is not decoded.
 
         Raises:
-            ImageSetError: The row has no image, or its file is missing, damaged, too large, or a
-                link out of the set's folder.
+            ImageSetError: The row has no image, or its file is missing, damaged, too large, of
+                another size than the row says, or a link out of the set's folder.
         """
         if row.file is None:
             raise ImageSetError(f"sample {row.sample_id} has no image: it is {row.status}")
         path = self.root / row.file
+        where = f"sample {row.sample_id}: {path}"
         if not path.resolve().is_relative_to(self.root.resolve()):
-            raise ImageSetError(f"sample {row.sample_id}: {path} is a link out of the set's folder")
+            raise ImageSetError(f"{where} is a link out of the set's folder")
         try:
             content = path.read_bytes()
         except OSError as error:
             raise ImageSetError(f"sample {row.sample_id}: cannot read {path}: {error}") from error
         if hashlib.sha256(content).hexdigest() != row.sha256:
             raise ImageSetError(
-                f"sample {row.sample_id}: {path} is damaged (its hash is not the manifest's); run "
-                "the generation again to redraw it"
+                f"{where} is damaged (its hash is not the manifest's); run the generation again to "
+                "redraw it"
             )
-        try:
-            with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-                # Only the header has been read so far.
-                if image.width * image.height > max_image_px:
-                    raise ImageSetError(
-                        f"sample {row.sample_id}: {path} has {image.width} x {image.height} "
-                        f"pixels, more than the limit of {max_image_px}; raise `max_image_px` if "
-                        "that is right"
-                    )
-                return np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError) as error:
-            raise ImageSetError(f"sample {row.sample_id}: {path} is no PNG: {error}") from error
+        image = read_png(content, where, max_image_px)
+        if image.shape[:2] != (row.height, row.width):
+            raise ImageSetError(
+                f"{where} has {image.shape[1]} x {image.shape[0]} pixels, and the manifest says "
+                f"{row.width} x {row.height}"
+            )
+        return image
 
     def has_file(self, row: ImageRow) -> bool:
         """Return whether a row's file is there and has the bytes that were recorded."""
@@ -228,15 +262,32 @@ class ImageSetWriter:
         new = with_schema(meta)
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            old = read_meta(self.root)
-            if old is None:
-                write_meta(self.root, new)
-            else:
-                check_unchanged(self.root, old, new)
-            self.meta = old or new
+            # First of all, so that of two runs that start together only one looks any further.
             self._manifest = JsonlAppender(self.root / MANIFEST_NAME)
         except OSError as error:
             raise ImageSetError(f"cannot write to {self.root}: {error}") from error
+        try:
+            self.meta = self._continued(new)
+        except BaseException:
+            self._manifest.close()
+            raise
+
+    def _continued(self, new: dict[str, Any]) -> dict[str, Any]:
+        """Return the meta of the set that is there, or write that of a new one."""
+        old = read_meta(self.root)
+        if old is not None:
+            check_unchanged(self.root, old, new)
+            return old
+        if (self.root / MANIFEST_NAME).stat().st_size:
+            raise ImageSetError(
+                f"{self.root} has a {MANIFEST_NAME} but no {META_NAME}, so what its images were "
+                "made with is unknown; use another folder"
+            )
+        try:
+            write_meta(self.root, new)
+        except OSError as error:
+            raise ImageSetError(f"cannot write to {self.root}: {error}") from error
+        return new
 
     def add(self, row: ImageRow, png: bytes | None) -> ImageRow:
         """Store one image (or none) and its row.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ._schema import parse_json, shown
 from .errors import ImageSetError
 
 
@@ -20,28 +22,52 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number, object) of every whole line; a last line without its end is dropped.
+    """Yield (line number from 1, object) of every line; a torn last line is left out.
+
+    A last line without its end counts if it is a whole JSON object; otherwise its writer was
+    stopped in the middle of it. Reading changes nothing.
 
     Raises:
-        ImageSetError: A whole line is not a JSON object.
+        ImageSetError: The file cannot be read, or another line is not a JSON object in UTF-8.
     """
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return
-            try:
-                value = json.loads(line)
-            except ValueError as error:
-                raise ImageSetError(f"{path}, line {number}: not valid JSON: {error}") from error
-            if not isinstance(value, dict):
-                raise ImageSetError(f"{path}, line {number}: must be a JSON object, got {value!r}")
-            yield number, value
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                where = f"{path}, line {number}"
+                if number == 1 and line.startswith(codecs.BOM_UTF8):
+                    raise ImageSetError(
+                        f"{where}: it begins with a byte order mark; save the file without one"
+                    )
+                if line.endswith(b"\n"):
+                    yield number, _object(line, where)
+                elif _is_whole(line):
+                    yield number, parse_json(line)
+    except OSError as error:
+        raise ImageSetError(f"{path} cannot be read: {error}") from error
+
+
+def _object(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = parse_json(line)
+    except ValueError as error:
+        raise ImageSetError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ImageSetError(f"{where}: must be a JSON object, got {shown(value)}")
+    return value
+
+
+def _is_whole(line: bytes) -> bool:
+    """Return whether a last line lacks nothing but its end."""
+    try:
+        return isinstance(parse_json(line), dict)
+    except ValueError:
+        return False
 
 
 class JsonlAppender:
-    """Appends objects to a JSON-lines file, each with one write; cuts a torn last line first.
+    """Appends objects to a JSON-lines file, each with one write, after it has mended the end.
+
+    A torn last line is cut off, a whole one gets its line end.
 
     Raises:
         ImageSetError: Another process appends to the file.
@@ -50,7 +76,7 @@ class JsonlAppender:
     def __init__(self, path: Path) -> None:
         self._file = path.open("ab", buffering=0)
         _lock(self._file)
-        _cut_torn_line(path)
+        _mend_end(path)
 
     def append(self, value: Mapping[str, Any]) -> None:
         """Write one object as one line.
@@ -90,18 +116,18 @@ def _lock(file: BinaryIO) -> None:
         ) from None
 
 
-def _cut_torn_line(path: Path) -> None:
+def _mend_end(path: Path) -> None:
     with path.open("rb+") as file:
         end = file.seek(0, os.SEEK_END)
+        start, last = end, b""
         # Rows are short, so the last line's start is near; go back block by block all the same.
-        keep, block = end, 1 << 16
-        while keep > 0:
-            start = max(0, keep - block)
-            file.seek(start)
-            newline = file.read(keep - start).rfind(b"\n")
-            if newline >= 0:
-                keep = start + newline + 1
-                break
-            keep = start
-        if keep < end:
-            file.truncate(keep)
+        while start > 0 and b"\n" not in last:
+            block = min(start, 1 << 16)
+            start = file.seek(start - block)
+            last = file.read(block) + last
+        last = last[last.rfind(b"\n") + 1 :]
+        if last and _is_whole(last):
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+        else:
+            file.truncate(end - len(last))

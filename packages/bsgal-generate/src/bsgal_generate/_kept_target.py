@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ._funnel import funnel, pool_outcomes
 from ._image_set import ImageSet
-from ._meta import META_NAME
+from ._meta import META_NAME, setting
 from ._plan import GenerationPlan
 from ._rounds import read_rounds
 from .errors import ConfigChangedError, ImageSetError
@@ -68,7 +68,7 @@ def next_round(
         first = replace(plan, images_per_category=counts)
         return Round(first, len(first), ())
     image_set = ImageSet.open(out_dir)
-    if planned := set(image_set.meta["config"]["plan"]["categories"]) ^ {
+    if planned := set(setting(image_set.meta, "config.plan.categories", image_set.root)) ^ {
         str(category.category_id) for category in plan.categories
     }:
         raise ConfigChangedError(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
-from ._categories import Category, check_categories, kind_of
+from ._categories import Category, Kind, check_categories
 from ._prompt_files import check_prompts, prompt_id_of
 from ._templates import TEMPLATES, PromptTemplate, fill_for_all
 from .errors import PromptError
@@ -39,6 +39,7 @@ class Sample:
         negative_prompt: The text to steer away from, or None.
         seed: Seed of this image's own random generator.
         attempt: 0 for the first draw; each redraw counts up and has another seed.
+        kind: What the image shows: an object of the category, or a scene without one.
     """
 
     sample_id: str
@@ -49,11 +50,7 @@ class Sample:
     negative_prompt: str | None
     seed: int
     attempt: int = 0
-
-    @property
-    def kind(self) -> Literal["object", "scene"]:
-        """What the image shows: an object of the category, or a scene without one."""
-        return kind_of(self.category_id)
+    kind: Kind = "object"
 
     def redrawn(self, attempt: int) -> Sample:
         """Return the same sample for a further attempt, with the seed of that attempt.
@@ -147,6 +144,7 @@ class GenerationPlan:
             prompt=prompt,
             negative_prompt=self.negative_prompt,
             seed=derive_seed(self.seed, category.category_id, prompt_id, index),
+            kind=category.kind,
         )
 
     def prompts_of(self, category_id: int) -> dict[str, str]:

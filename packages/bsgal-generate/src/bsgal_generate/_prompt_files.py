@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from ._categories import Category
+from ._schema import is_name, shown
 from .errors import PromptError
 
 
@@ -35,7 +37,7 @@ def load_prompts(folder: str | Path, categories: Sequence[Category]) -> dict[int
         if path.stem not in known:
             raise PromptError(
                 f"{path}: the file's name must be the id of one of the plan's categories, as in "
-                f"{min(known)}.txt"
+                f"{min(known, default='1')}.txt"
             )
         prompts[int(path.stem)] = read_prompt_file(path)
     if not prompts:
@@ -47,16 +49,28 @@ def read_prompt_file(path: Path) -> tuple[str, ...]:
     """Return the prompts of one file, one a line, without blank lines and comments.
 
     Raises:
-        PromptError: The file cannot be read or holds no prompt.
+        PromptError: The file cannot be read, holds no prompt, or one twice.
     """
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+        lines = [line.strip() for line in content.decode("utf-8").split("\n")]
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"{path} cannot be read: {error}") from error
-    kept = tuple(line for line in lines if line and not line.startswith("#"))
-    if not kept:
+    seen: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line or line.startswith("#"):
+            continue
+        if not is_name(line):
+            raise PromptError(f"{path}, line {number}: control characters in {shown(line)}")
+        if line in seen:
+            raise PromptError(
+                f"{path}, line {number}: {shown(line)} is already line {seen[line]}; every prompt "
+                "must be given once"
+            )
+        seen[line] = number
+    if not seen:
         raise PromptError(f"{path} holds no prompt")
-    return kept
+    return tuple(seen)
 
 
 def prompt_id_of(prompt: str) -> str:

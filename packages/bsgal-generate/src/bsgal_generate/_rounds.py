@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ._jsonl import JsonlAppender, read_jsonl
-from .errors import ConfigChangedError
+from ._meta import IMAGES_PER_CATEGORY, META_NAME, setting
+from ._schema import check_object
+from .errors import ConfigChangedError, ImageSetError
 
 ROUNDS_NAME = "rounds.jsonl"
 _KEY = "images_per_category"
@@ -25,9 +27,21 @@ def read_rounds(root: Path, meta: Mapping[str, Any]) -> list[Counts]:
     Raises:
         ImageSetError: The file of rounds is damaged.
     """
-    first = meta["config"]["plan"][_KEY]
-    further = [value.get(_KEY) for _, value in read_jsonl(root / ROUNDS_NAME)]
-    return [_from_json(value) for value in (first, *further)]
+    first = setting(meta, f"config.plan.{_KEY}", root)
+    path = root / ROUNDS_NAME
+    further = []
+    for number, value in read_jsonl(path) if path.exists() else ():
+        check_object(value, {_KEY: IMAGES_PER_CATEGORY}, f"{path}, line {number}", ImageSetError)
+        further.append(value[_KEY])
+    rounds = [_from_json(value) for value in (first, *further)]
+    ids = set(map(int, setting(meta, "config.plan.categories", root)))
+    for counts in rounds:
+        if isinstance(counts, dict) and counts.keys() != ids:
+            raise ImageSetError(
+                f"`{_KEY}` in {root / META_NAME} and {path} must give a number to every category "
+                "of the plan and to no other"
+            )
+    return rounds
 
 
 def continue_rounds(root: Path, meta: Mapping[str, Any], now: Counts) -> list[Counts]:

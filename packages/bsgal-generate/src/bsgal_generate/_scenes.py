@@ -46,8 +46,8 @@ def scene_plan(
 ) -> GenerationPlan:
     """Plan backgrounds: images of scenes, which take turns over the prompts.
 
-    Their rows have category id 0, which no data set uses, and are of the kind "scene". Keep them in
-    an image set of their own: there is nothing in them to cut out.
+    Their rows are of the kind "scene". Keep them in an image set of their own: there is nothing in
+    them to cut out.
 
     Args:
         n_images: Images in all.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from ._image_set import ImageRow, ImageSet
 from ._memory import BatchDrawer
+from ._meta import META_NAME, setting
 from ._pipelines import ImagePipeline
 from ._plan import Sample
 from .config import SamplingConfig
@@ -24,7 +25,7 @@ class VerifyReport:
     Attributes:
         grey_level_differences: Largest difference of any pixel and channel, in levels of 255, for
             every sample that was drawn again.
-        damaged: Why a chosen sample's stored image could not be read, by sample id.
+        damaged: Why a chosen sample's stored image could not be read or compared, by sample id.
     """
 
     grey_level_differences: dict[str, int]
@@ -61,15 +62,14 @@ def verify(
 
     Raises:
         ConfigChangedError: The pipeline has other weights or another scheduler than the set's.
-        ImageSetError: The set has no images.
+        ImageSetError: The set has no images, or its meta file lacks a setting.
     """
-    _check_same_pipeline(image_set.meta, pipeline)
+    _check_same_pipeline(image_set, pipeline)
     kept = [row for row in image_set if row.status == "ok"]
     if not kept:
         raise ImageSetError(f"{image_set.root} has no images to verify")
     chosen = random.Random(seed).sample(kept, min(n_rows, len(kept)))
-    sampling = image_set.meta["config"]["sampling"]
-    drawer = BatchDrawer(pipeline, SamplingConfig(**sampling), batch_size)
+    drawer = BatchDrawer(pipeline, _sampling(image_set), batch_size)
     differences: dict[str, int] = {}
     damaged: dict[str, str] = {}
     for start in range(0, len(chosen), batch_size):
@@ -82,6 +82,12 @@ def verify(
                 damaged[row.sample_id] = str(error)
                 continue
             drawn = np.rint(np.nan_to_num(pixels).clip(0, 1) * 255)
+            if drawn.shape != stored.shape:
+                damaged[row.sample_id] = (
+                    f"sample {row.sample_id}: an image of shape {stored.shape} is stored, and one "
+                    f"of shape {drawn.shape} was drawn"
+                )
+                continue
             differences[row.sample_id] = int(np.abs(drawn - stored).max())
     return VerifyReport(differences, damaged)
 
@@ -97,6 +103,7 @@ def _drawn(drawer: BatchDrawer, rows: Sequence[ImageRow]) -> Any:
             row.negative_prompt,
             row.seed,
             row.attempt,
+            row.kind,
         )
         for row in rows
     ]
@@ -104,16 +111,31 @@ def _drawn(drawer: BatchDrawer, rows: Sequence[ImageRow]) -> Any:
         yield from zip(piece, drawing.pixels, strict=True)
 
 
-def _check_same_pipeline(meta: dict[str, Any], pipeline: ImagePipeline) -> None:
-    recorded = meta["model"]["weight_hash"]
-    if recorded != pipeline.weight_hash:
+def _sampling(image_set: ImageSet) -> SamplingConfig:
+    recorded = setting(image_set.meta, "config.sampling", image_set.root)
+    known = {field.name for field in fields(SamplingConfig)}
+    if unknown := recorded.keys() - known:
         raise ConfigChangedError(
-            f"the set was drawn with {meta['model']['id']} of weight hash {recorded}, and "
-            f"{pipeline.model_id} has {pipeline.weight_hash}; load the same weights as "
-            f"{meta['config']['pipeline']['dtype']}"
+            f"{image_set.root} was drawn with a setting that this version does not know: "
+            f"{min(unknown)}"
         )
-    scheduler = meta["config"]["pipeline"]["scheduler"]["class"]
-    if scheduler != pipeline.scheduler_name:
+    try:
+        return SamplingConfig(**recorded)
+    except ValueError as error:
+        raise ImageSetError(f"{image_set.root / META_NAME}, config.sampling: {error}") from error
+
+
+def _check_same_pipeline(image_set: ImageSet, pipeline: ImagePipeline) -> None:
+    def recorded(name: str) -> Any:
+        return setting(image_set.meta, name, image_set.root)
+
+    if (weight_hash := recorded("model.weight_hash")) != pipeline.weight_hash:
+        raise ConfigChangedError(
+            f"the set was drawn with {recorded('model.id')} of weight hash {weight_hash}, and "
+            f"{pipeline.model_id} has {pipeline.weight_hash}; load the same weights as "
+            f"{recorded('config.pipeline.dtype')}"
+        )
+    if (scheduler := recorded("config.pipeline.scheduler.class")) != pipeline.scheduler_name:
         raise ConfigChangedError(
             f"the set was drawn with {scheduler}, and the pipeline has {pipeline.scheduler_name}"
         )

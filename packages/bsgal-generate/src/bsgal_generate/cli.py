@@ -17,7 +17,7 @@ from ._categories import load_categories
 from ._funnel import funnel, funnel_table
 from ._image_set import ImageSet
 from ._kept_target import next_round
-from ._meta import META_NAME
+from ._meta import META_NAME, setting
 from ._plan import GenerationPlan
 from ._prompt_files import load_prompts, read_prompt_file
 from ._scenes import SCENE_PROMPTS, scene_plan
@@ -145,13 +145,14 @@ def _verify(options: argparse.Namespace) -> int:
     from ._verify import verify
 
     image_set = ImageSet.open(options.image_set)
+    recorded = partial(setting, image_set.meta, root=image_set.root)
     if options.model is None:
-        options.model, plus, upscaler = image_set.meta["model"]["id"].partition(" + ")
+        options.model, plus, upscaler = recorded("model.id").partition(" + ")
         options.upscaler = upscaler if plus else None
     if options.dtype is None:
-        options.dtype = image_set.meta["config"]["pipeline"]["dtype"]
+        options.dtype = recorded("config.pipeline.dtype")
     if options.scheduler is None:
-        options.scheduler = image_set.meta["config"]["pipeline"]["scheduler"]["class"]
+        options.scheduler = recorded("config.pipeline.scheduler.class")
     report = verify(
         image_set,
         _pipeline(options),
@@ -227,7 +228,7 @@ def _pipeline_argument(text: str) -> tuple[str, object]:
         return name, json.loads(value if equals else "")
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"must be NAME=JSON, for example true_cfg_scale=4.0; got {text!r}"
+            f"must be NAME=JSON, for example eta=0.5; got {text!r}"
         ) from None
 
 
@@ -411,7 +412,11 @@ def _add_model_flags(parser: argparse.ArgumentParser, model: str | None) -> None
         help="for example cuda:0 or cpu (default: a GPU if there is one); repeated, run starts one "
         "worker process for each",
     )
-    parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: float16 on a GPU)")
+    parser.add_argument(
+        "--dtype",
+        help="float32, float16 or bfloat16 (default: on a GPU bfloat16, or float16 where it has "
+        "none; float32 on a CPU)",
+    )
     parser.add_argument("--scheduler", help="class name of another diffusers scheduler")
     parser.add_argument(
         "--upscaler", metavar="MODEL", help="second stage of a two-stage model such as DeepFloyd IF"
@@ -457,5 +462,5 @@ def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=JSON",
-        help="further argument of the pipeline's call, for example true_cfg_scale=4.0",
+        help="further argument of the pipeline's call, for example eta=0.5",
     )
