@@ -222,6 +222,20 @@ def test_negative_prompt_that_flux_would_pass_over_is_refused(
     assert pipeline.draw(list(plan), guided).pixels.shape == (2, 16, 16, 3)
 
 
+def test_true_guidance_that_flux_would_pass_over_is_refused(
+    clip_tokenizer: Any, clip_text_config: dict[str, Any]
+) -> None:
+    torch.manual_seed(0)
+    pipeline = ImagePipeline(build_flux(clip_tokenizer, clip_text_config), "flux")
+    guided = SamplingConfig(
+        num_inference_steps=1, height=16, width=16, pipeline_arguments={"true_cfg_scale": 4.0}
+    )
+    with pytest.raises(ValueError, match="ignores true_cfg_scale without a negative prompt"):
+        pipeline.draw(list(PLAN), guided)
+    plan = replace(PLAN, negative_prompt=" ")
+    assert pipeline.draw(list(plan), guided).pixels.shape == (4, 16, 16, 3)
+
+
 @pytest.mark.parametrize("build", [build_sdxl, build_sd3, build_deepfloyd])
 def test_negative_prompt_without_guidance_is_refused(
     build: Callable[[Any, dict[str, Any]], Any],

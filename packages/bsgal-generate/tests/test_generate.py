@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,9 @@ from bsgal_generate import (
     generate,
     verify,
 )
-from bsgal_generate.errors import ConfigChangedError, OutOfMemoryError
+from bsgal_generate._judge import judge
+from bsgal_generate._pipelines import Drawing
+from bsgal_generate.errors import ConfigChangedError, NonfiniteImagesError, OutOfMemoryError
 
 MakeStub = Callable[..., tuple[ImagePipeline, Any]]
 MakePlan = Callable[..., GenerationPlan]
@@ -88,6 +92,59 @@ def test_bad_images_are_drawn_again_with_recorded_seeds(
     seeds = [row.seed for row in image_set.attempts]
     assert len(set(seeds)) == len(seeds)
     assert len(list(tmp_path.rglob("*.png"))) == len(plan)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_pipeline_that_gives_no_finite_image_ends_the_run(
+    batch_size: int, make_stub: MakeStub, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    pipeline, stub = make_stub(fault=lambda prompt, seed: "nan")
+    with pytest.raises(NonfiniteImagesError, match=r"all NaN or infinite, .* in float32; load it"):
+        generate(make_plan(), pipeline, tmp_path, batch_size=batch_size)
+    assert sum(stub.calls) == max(batch_size, 2)
+
+
+def test_batch_without_a_finite_image_amid_others_is_drawn_again(
+    make_stub: MakeStub, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    plan = make_plan(2, 4)
+    bad = {sample.seed for sample in plan if sample.category_id == 2}
+    pipeline, _ = make_stub(fault=lambda prompt, seed: "nan" if seed in bad else None)
+    image_set = generate(plan, pipeline, tmp_path, batch_size=4)
+    assert [row.attempt for row in image_set] == [0] * 4 + [1] * 4
+
+
+def test_alpha_of_a_pipeline_is_stored_and_verified(
+    make_stub: MakeStub, make_plan: MakePlan, tmp_path: Path
+) -> None:
+    image_set = generate(make_plan(), make_stub(alpha=True)[0], tmp_path)
+    images = [image_set.read_image(row) for row in image_set]
+    assert {image.shape for image in images} == {(8, 12, 4)}
+    assert all(image[..., 3].std() > 10 for image in images)
+    report = verify(image_set, make_stub(alpha=True)[0], n_rows=100)
+    assert (report.largest_difference, report.damaged) == (0, {})
+    assert len(report.grey_level_differences) == len(image_set)
+    flat = verify(image_set, make_stub()[0], n_rows=1)
+    assert re.search(r"shape \(8, 12, 4\) is stored, .* \(8, 12, 3\) was drawn", str(flat.damaged))
+
+
+def test_transparent_image_is_blank_whatever_its_colours() -> None:
+    colours = np.random.default_rng(0).random((1, 8, 8, 3), np.float32)
+    for alpha, status in ((0.0, "blank"), (1.0, "ok")):
+        pixels = np.concatenate([colours, np.full((1, 8, 8, 1), alpha, np.float32)], axis=3)
+        drawing = Drawing(pixels, flagged=(False,), nonfinite=(False,), decoded_again=(False,))
+        assert judge(drawing, 0, 1.0).status == status
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 8, 8, 1), (1, 8, 8, 3)])
+def test_pipeline_that_returns_no_images_is_named(
+    shape: tuple[int, ...], make_stub: MakeStub, make_plan: MakePlan
+) -> None:
+    pipeline, stub = make_stub()
+    output = SimpleNamespace(images=np.zeros(shape, np.float32))
+    stub.__class__ = type("Other", (type(stub),), {"__call__": lambda self, prompt, **_: output})
+    with pytest.raises(ValueError, match="Other must return one RGB or RGBA image per prompt"):
+        pipeline.draw(list(make_plan(1, 2)), SamplingConfig(num_inference_steps=1))
 
 
 def test_redraws_stop_at_the_budget(

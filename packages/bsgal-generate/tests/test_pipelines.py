@@ -128,6 +128,32 @@ def test_dtype_is_given_by_name_and_checked(stable_diffusion_folder: Path) -> No
         load_pipeline(stable_diffusion_folder, device="cpu", dtype="int8")
 
 
+@pytest.mark.parametrize(
+    ("device", "capability", "hip", "expected"),
+    [
+        ("cpu", (9, 0), None, torch.float32),
+        ("cuda:0", (9, 0), None, torch.bfloat16),
+        ("cuda:0", (8, 0), None, torch.bfloat16),
+        ("cuda:0", (7, 5), None, torch.float16),
+        ("cuda:0", (0, 0), "6.2", torch.bfloat16),
+        ("mps", (9, 0), None, torch.float16),
+    ],
+)
+def test_dtype_is_what_the_device_computes_with(
+    device: str,
+    capability: tuple[int, int],
+    hip: str | None,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from bsgal_generate._pipelines import _resolve_dtype
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert _resolve_dtype(None, torch.device(device)) == expected
+    assert _resolve_dtype("float16", torch.device(device)) == torch.float16
+
+
 def test_weight_hash_is_that_of_the_weights(
     stable_diffusion_folder: Path, pipeline: ImagePipeline, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ from ._plan import GenerationPlan, Sample
 from ._rounds import continue_rounds
 from ._workers import Workers
 from .config import SamplingConfig
+from .errors import NonfiniteImagesError
 from .progress import ProgressCallback, ProgressMeter
 
 
@@ -54,6 +55,7 @@ def generate(
         ImageSetError: The folder cannot be written or its manifest is damaged.
         ValueError: The pipeline does not take one of the settings; nothing has been written then.
         OutOfMemoryError: A single image does not fit into memory.
+        NonfiniteImagesError: The first images, a batch and at least two, are all NaN or infinite.
         WorkerError: Workers ended again and again, or hold different pipelines.
     """
     job = Job(config or SamplingConfig(), batch_size, plan.negative_prompt)
@@ -135,13 +137,30 @@ class _Recorder:
         return all((sample.sample_id, sample.attempt) in self._statuses for sample in batch)
 
     def record(self, drawn: Sequence[Drawn]) -> None:
-        """Store what the set does not have yet."""
+        """Store what the set does not have yet.
+
+        Raises:
+            NonfiniteImagesError: Neither these images nor any before them are finite.
+        """
+        self._check_finite([one.row.status for one in drawn])
         for one in drawn:
             row = one.row
             if (row.sample_id, row.attempt) not in self._statuses:
                 self._writer.add(row, one.png)
                 self._note(row.sample_id, row.attempt, row.status)
         self._meter.report(len(drawn))
+
+    def _check_finite(self, statuses: Sequence[Status]) -> None:
+        is_first = all(status == "nonfinite" for status in self._statuses.values())
+        n_drawn = len(self._statuses) + len(statuses)
+        # A single image may have bad luck.
+        if set(statuses) == {"nonfinite"} and is_first and n_drawn > 1:
+            dtype = self._writer.meta["config"]["pipeline"]["dtype"]
+            raise NonfiniteImagesError(
+                f"the first {n_drawn} images are all NaN or infinite, so this pipeline cannot be "
+                f"used in {dtype}; load it in another dtype, as with --dtype float32, and draw "
+                "into another folder"
+            )
 
     def _note(self, sample_id: str, attempt: int, status: Status) -> None:
         self._statuses[sample_id, attempt] = status

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +14,14 @@ from ._pipelines import Drawing
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The outcome of one attempt; `image` is uint8 RGB (H, W, 3), None unless `status` is ok."""
+    """The outcome of one attempt.
+
+    Attributes:
+        status: Whether it gave an image, or why not.
+        reason: One sentence for people, or None.
+        image: uint8 RGB (H, W, 3), or RGBA (H, W, 4) from a pipeline that draws alpha; None unless
+            `status` is ok.
+    """
 
     status: Status
     reason: str | None
@@ -34,8 +42,16 @@ def judge(drawing: Drawing, i: int, blank_std: float) -> Judged:
     if drawing.nonfinite[i] or not np.isfinite(pixels).all():
         return Judged("nonfinite", "the pipeline returned NaN or infinite values")
     image = (pixels.clip(0, 1) * 255).round().astype(np.uint8)
-    spread = float(image.std(axis=(0, 1)).max())
+    spread = float(_seen(image).std(axis=(0, 1)).max())
     if spread < blank_std:
         return Judged("blank", f"standard deviation of {spread:.2f} grey levels, below {blank_std}")
     reason = "decoded in float32 after an overflow" if drawing.decoded_again[i] else None
     return Judged("ok", reason, image)
+
+
+def _seen(image: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
+    """Return the image; with alpha, its colours only as far as they are opaque."""
+    if image.shape[2] == 3:
+        return image
+    colours, alpha = image[..., :3], image[..., 3:]
+    return np.concatenate([colours * (alpha / 255), alpha], axis=2)

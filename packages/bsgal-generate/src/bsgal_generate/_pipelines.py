@@ -31,7 +31,7 @@ class Drawing:
     """What a pipeline returned for a batch, before anything is judged or rounded.
 
     Attributes:
-        pixels: float32 of shape (N, H, W, 3); in [0, 1] where finite.
+        pixels: float32 of shape (N, H, W, 3), or (N, H, W, 4) with alpha; in [0, 1] where finite.
         flagged: The verdict of the pipeline's safety checker for every image; False without one.
         nonfinite: Whether the decoder's output had NaN or infinite values.
         decoded_again: Whether half precision overflowed and the image was decoded in float32.
@@ -124,7 +124,7 @@ class ImagePipeline:
             config: The sampling settings.
 
         Raises:
-            ValueError: The pipeline does not take one of the settings.
+            ValueError: The pipeline does not take one of the settings, or returns no such images.
         """
         self.check(config, samples[0].negative_prompt)
         arguments = {
@@ -138,15 +138,21 @@ class ImagePipeline:
         with guarded_decoder(self.pipeline) as decoded:
             output = self.pipeline(**arguments)
         positions = range(len(samples))
+        pixels = np.asarray(output.images, dtype=np.float32)
+        if pixels.ndim != 4 or len(pixels) != len(samples) or pixels.shape[3] not in (3, 4):
+            raise ValueError(
+                f"{type(self.pipeline).__name__} must return one RGB or RGBA image per prompt, "
+                f"shape ({len(samples)}, H, W, 3 or 4), got {pixels.shape}"
+            )
         return Drawing(
-            pixels=np.asarray(output.images, dtype=np.float32),
+            pixels=pixels,
             flagged=flags_of(output, len(samples)),
             nonfinite=tuple(i in decoded.nonfinite for i in positions),
             decoded_again=tuple(i in decoded.decoded_again for i in positions),
         )
 
     def check(self, config: SamplingConfig, negative_prompt: str | None) -> None:
-        """Check that the pipeline takes the settings and heeds the negative prompt.
+        """Check that the pipeline takes the settings and heeds every one of them.
 
         Args:
             config: The sampling settings.
@@ -164,6 +170,11 @@ class ImagePipeline:
             )
         if negative_prompt is not None:
             self._check_negative_prompt_counts(config)
+        elif config.pipeline_arguments.get("true_cfg_scale") not in (None, 1):
+            raise ValueError(
+                f"{type(self.pipeline).__name__} ignores true_cfg_scale without a negative prompt; "
+                'give one (" " will do), or no true_cfg_scale'
+            )
 
     def _settings(self, config: SamplingConfig) -> dict[str, Any]:
         steps, guidance = self.resolve(config)
@@ -236,8 +247,8 @@ def load_pipeline(
             as `"owner/name"`.
         revision: Commit or branch of a hub id; allows downloading.
         device: Where to run; None takes the first GPU there is, else the CPU.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`; None takes float16 on a GPU, float32
-            elsewhere.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`; None takes bfloat16 on a GPU that computes
+            with it, float16 on another one, float32 elsewhere.
         scheduler: Class name of another diffusers scheduler, for example
             `"DPMSolverMultistepScheduler"`; None keeps the pipeline's own.
         upscaler: Folder or hub id of the second stage of a two-stage model such as DeepFloyd IF.
@@ -383,13 +394,22 @@ def _best_device() -> str:
 
 def _resolve_dtype(dtype: str | torch.dtype | None, device: torch.device) -> torch.dtype:
     if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.float16
+        if device.type == "cpu":
+            return torch.float32
+        return torch.bfloat16 if _computes_in_bfloat16(device) else torch.float16
     if isinstance(dtype, torch.dtype):
         return dtype
     names = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
     if dtype not in names:
         raise ValueError(f"`dtype` must be one of {', '.join(names)}, got {dtype!r}")
     return names[dtype]
+
+
+def _computes_in_bfloat16(device: torch.device) -> bool:
+    # `torch.cuda.is_bf16_supported` says yes to GPUs that only emulate it, slowly.
+    return device.type == "cuda" and (
+        torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+    )
 
 
 def _scheduler_class(name: str) -> Any:

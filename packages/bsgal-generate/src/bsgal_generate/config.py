@@ -44,7 +44,7 @@ class SamplingConfig:
     """An image is blank if no colour channel's standard deviation reaches this, in grey levels."""
 
     pipeline_arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    """Further arguments of the pipeline's call, JSON values, such as `{"true_cfg_scale": 4.0}`."""
+    """Further arguments of the pipeline's call, JSON values, such as `{"eta": 0.5}`."""
 
     def __post_init__(self) -> None:
         for name, value in self.pipeline_arguments.items():

@@ -29,3 +29,7 @@ class OutOfMemoryError(RuntimeError):
 
 class WorkerError(RuntimeError):
     """A worker process failed in a way that another worker cannot mend."""
+
+
+class NonfiniteImagesError(RuntimeError):
+    """A pipeline gave nothing but NaN or infinite values, so it cannot work as it is loaded."""
