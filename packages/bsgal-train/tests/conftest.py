@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import traceback
@@ -33,6 +34,8 @@ settings.register_profile("bsgal", deadline=None, derandomize=True, print_blob=T
 settings.load_profile("bsgal")
 
 SIDE_PX = 64
+# Of what a test runs in several processes: longer is a deadlock.
+MOST_S = 120
 CATEGORIES = {
     3: ("red_box", (220, 30, 30)),
     5: ("green_box", (30, 200, 30)),
@@ -170,7 +173,10 @@ def tiny_inputs(tiny_data: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def in_processes(tmp_path: Path) -> Callable[[int, Callable[[int], object]], list[int]]:
-    """Return a function that runs `work(rank)` in n forks of a group and gives their exit codes."""
+    """Return a function that runs `work(rank)` in n forks of a group and gives their exit codes.
+
+    A process that waits too long says where, and ends.
+    """
     if not hasattr(os, "fork"):
         pytest.skip("needs os.fork")
 
@@ -183,6 +189,7 @@ def in_processes(tmp_path: Path) -> Callable[[int, Callable[[int], object]], lis
                 children.append(child)
                 continue
             code = 1
+            faulthandler.dump_traceback_later(MOST_S, exit=True, file=2)
             try:
                 dist.init_process_group("gloo", init_method=method, rank=rank, world_size=n)
                 work(rank)

@@ -38,7 +38,7 @@ class Detector(nn.Module):
         )
         values = torch.cat([one["values"] for one in inputs])
         per_row = self.root(self.first(values[:, None]))[:, 0]
-        loss = report(name="loss", kind="cls", per_row=per_row, normalizer=1.0, rows=rows)
+        loss = report(name="loss", kind="cls", per_row=per_row, count=1, rows=rows)
         return {"loss": loss}
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from bsgal_train import processes
 from bsgal_train.decision_log import read_decisions
 from bsgal_train.detector.federated import FederatedClasses
+from bsgal_train.detector.row_losses import Rows, report
 from bsgal_train.errors import LostProcessError
 from bsgal_train.metrics import read_metrics
 from bsgal_train.recipe import Recipe
@@ -110,6 +111,23 @@ def test_federated_classes_are_drawn_together(in_processes: InProcesses) -> None
         assert {0, 1, 7, 8} <= set(own.tolist())
         assert len(own) == 10
         assert processes.gather(own.tolist()) == [own.tolist()] * 2
+
+    assert in_processes(2, work) == [0, 0]
+
+
+def test_a_loss_is_that_of_the_whole_batch_where_a_process_has_no_rows(
+    in_processes: InProcesses,
+) -> None:
+    def work(rank: int) -> None:
+        n = 3 * (1 - rank)
+        nowhere = torch.zeros(n, dtype=torch.int64)
+        rows = Rows(source=nowhere, image=nowhere, boxes_xyxy=torch.zeros(n, 4))
+        whole, empty = (
+            report(name=name, kind="cls", per_row=torch.ones(n), count=count, rows=rows)
+            for name, count in (("whole", n), ("empty", 0))
+        )
+        assert processes.mean(float(whole)) == 1.0
+        assert float(empty) == 2.0 * n
 
     assert in_processes(2, work) == [0, 0]
 

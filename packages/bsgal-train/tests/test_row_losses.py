@@ -19,11 +19,12 @@ from detectron2.modeling.roi_heads.mask_head import mask_rcnn_loss
 from torch import Tensor, nn
 
 from bsgal_train.detector import build_detector, training_losses
+from bsgal_train.detector.agreement import agreed, keeping_to
+from bsgal_train.detector.federated import FederatedClasses
 from bsgal_train.detector.heads import Fp32MaskHead, SigmoidOutputLayers
 from bsgal_train.detector.row_losses import (
     BACKGROUND,
     RowLosses,
-    normalized_by,
     recorded,
 )
 from bsgal_train.detector.rpn import RowRPN
@@ -150,12 +151,45 @@ def test_other_keys_sample_otherwise(
     assert not torch.equal(boxes[0], boxes[2])
 
 
-def test_a_joint_normalizer_divides_every_loss(
-    detector: nn.Module, tiny_inputs: list[dict[str, Any]]
+def test_a_pass_that_keeps_to_another_has_its_divisors_and_classes(
+    tiny_recipe: Recipe, tiny_inputs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, _ = record(detector, tiny_inputs)
-    with normalized_by(lambda normalizer: 2 * normalizer):
-        halved, _ = record(detector, tiny_inputs)
+    torch.manual_seed(0)
+    config = tiny_recipe.override("detector.federated_classes=2").detector
+    detector = build_detector(config, 3, image_counts=[6, 6, 6])
+    with agreed() as agreements:
+        _, both = record(detector, tiny_inputs, image_keys=[7, 8])
+    monkeypatch.delattr(FederatedClasses, "draw")
 
-    for name, loss in plain.items():
-        torch.testing.assert_close(halved[name], loss / 2)
+    with keeping_to(agreements):
+        losses, alone = record(detector, tiny_inputs[1:], image_keys=[8])
+
+    for name, one in both.items():
+        assert alone[name].normalizer == one.normalizer
+        own = one.total(one.rows.image == 1)
+        torch.testing.assert_close(losses[name], own, rtol=1e-4, atol=1e-5)
+
+
+def test_an_object_of_no_class_that_takes_part_still_has_its_own(
+    tiny_recipe: Recipe, tiny_inputs: list[dict[str, Any]]
+) -> None:
+    torch.manual_seed(0)
+    config = tiny_recipe.override("detector.federated_classes=1").detector
+    detector = build_detector(config, 3, image_counts=[6, 6, 6])
+    with agreed() as agreements:
+        record(detector, tiny_inputs)
+    all_classes = agreements["classes of loss_cls"]
+    assert len(all_classes) == 3
+
+    found = []
+    for taking_part in (all_classes, all_classes[:0]):
+        with keeping_to(agreements | {"classes of loss_cls": taking_part}):
+            found.append(record(detector, tiny_inputs)[1]["loss_cls"])
+    full, bare = found
+
+    foreground = full.rows.source != BACKGROUND
+    assert foreground.any()
+    assert (bare.per_row[~foreground] == 0).all()
+    assert (bare.per_row[foreground] > 0).all()
+    # What is missing are the two other classes of each row.
+    assert (bare.per_row[foreground] < full.per_row[foreground]).all()

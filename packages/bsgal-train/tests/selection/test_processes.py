@@ -31,6 +31,10 @@ CASES: dict[str, dict[str, Any]] = {
         "selection": {"mode": "image", "form": "dot", "policy": "quantile"},
         "detector": {},
     },
+    "image-federated": {
+        "selection": {"mode": "image", "policy": "quantile", "refresh_every": 2},
+        "detector": {"federated_classes": 2},
+    },
     "batch-heads": {
         "selection": {"mode": "batch", "refresh_every": 2, "layers": "heads"},
         "detector": {},

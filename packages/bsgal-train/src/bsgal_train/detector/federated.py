@@ -41,7 +41,8 @@ class FederatedClasses:
     def draw(self, gt_classes: Tensor) -> Tensor:
         """Return the classes that take part, ascending, from torch's global generator.
 
-        The processes of a run draw together: the classes present in any of them take part in all.
+        The processes of a run draw together, so all of them have to draw: the classes present in
+        any of them take part in all.
 
         Args:
             gt_classes: long (R,), class of each proposal; background is the number of classes.

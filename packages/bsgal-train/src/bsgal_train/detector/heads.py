@@ -18,6 +18,7 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bsgal_train.detector.agreement import agree
 from bsgal_train.detector.federated import FederatedClasses
 from bsgal_train.detector.row_losses import proposal_rows, report
 from bsgal_train.detector.sampling import seed_image
@@ -51,6 +52,10 @@ def class_targets(class_indices: Tensor, n_classes: int) -> Tensor:
         float (R, n_classes).
     """
     return functional.one_hot(class_indices, n_classes + 1)[:, :n_classes].to(torch.float32)
+
+
+def _binary_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
 
 
 class SigmoidOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
@@ -96,14 +101,6 @@ class SigmoidOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
             [(p.gt_boxes if p.has("gt_boxes") else p.proposal_boxes).tensor for p in proposals]
         )
         rows = proposal_rows(proposals, self.num_classes)
-        normalizer = float(max(len(gt_classes), 1))
-        if self.federated is None:
-            targets = class_targets(gt_classes, self.num_classes)
-        else:
-            taking_part = self.federated.draw(gt_classes)
-            logits = logits[:, taking_part]
-            targets = (gt_classes[:, None] == taking_part).to(logits.dtype)
-        per_class = functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         foreground = gt_classes < self.num_classes
         wanted = self.box2box_transform.get_deltas(
             rows[foreground].boxes_xyxy, gt_boxes[foreground]
@@ -115,8 +112,8 @@ class SigmoidOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
             f"loss_cls{name_end}": report(
                 name=f"loss_cls{name_end}",
                 kind="cls",
-                per_row=per_class.sum(dim=1),
-                normalizer=normalizer,
+                per_row=self._class_losses(logits, gt_classes, f"classes of loss_cls{name_end}"),
+                count=len(gt_classes),
                 rows=rows,
                 modules=(f"roi_heads.box_head{module_end}", f"roi_heads.box_predictor{module_end}"),
             ),
@@ -124,10 +121,24 @@ class SigmoidOutputLayers(FastRCNNOutputLayers):  # type: ignore[misc]
                 name=f"loss_box_reg{name_end}",
                 kind="box",
                 per_row=distance.sum(dim=1),
-                normalizer=normalizer,
+                count=len(gt_classes),
                 rows=rows[foreground],
             ),
         }
+
+    def _class_losses(self, logits: Tensor, gt_classes: Tensor, agreement: str) -> Tensor:
+        """Return each proposal's class loss (R,), summed over the classes that take part."""
+        federated = self.federated
+        if federated is None:
+            targets = class_targets(gt_classes, self.num_classes)
+            return _binary_losses(logits, targets).sum(dim=1)
+        taking_part = agree(agreement, lambda: federated.draw(gt_classes))
+        targets = (gt_classes[:, None] == taking_part).to(logits.dtype)
+        losses = _binary_losses(logits[:, taking_part], targets).sum(dim=1)
+        # An object's own class takes part, even where the classes are those of an earlier pass.
+        left_out = (gt_classes < self.num_classes) & ~torch.isin(gt_classes, taking_part)
+        own = logits.gather(1, gt_classes.clamp(max=self.num_classes - 1)[:, None])[:, 0]
+        return torch.where(left_out, losses + functional.softplus(-own), losses)
 
     def predict_probs(
         self, predictions: tuple[Tensor, Tensor], proposals: list[Any]
@@ -198,12 +209,12 @@ class Fp32MaskHead(MaskRCNNConvUpsampleHead):  # type: ignore[misc]
         ]
         # Without foreground there is nothing to learn, but still a graph.
         wanted = torch.cat(targets).to(logits) if targets else logits.detach()
-        per_pixel = functional.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        per_pixel = _binary_losses(logits, wanted)
         loss = report(
             name="loss_mask",
             kind="mask",
             per_row=per_pixel.flatten(1).mean(dim=1) * self.loss_weight,
-            normalizer=float(max(len(logits), 1)),
+            count=len(logits),
             rows=rows,
             modules=("roi_heads.mask_head",),
         )

@@ -17,7 +17,7 @@ the number of the pasted object in its image), which detectron2 carries over to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from bsgal_train import processes
+from bsgal_train.detector.agreement import agree
 
 __all__ = [
     "BACKGROUND",
     "RowLosses",
     "Rows",
-    "normalized_by",
     "proposal_rows",
     "recorded",
     "report",
@@ -81,9 +81,7 @@ class RowLosses:
         name: its key in the detector's losses.
         kind: what it trains.
         per_row: float32 (R,) with its graph, weights included.
-        normalizer: what the sum over the batch's rows is divided by, above 0. It counts rows or
-            images, so that its mean over processes is that of the whole batch, divided by their
-            number.
+        normalizer: what the sum over the batch's rows is divided by, above 0.
         rows: where the R rows come from.
         modules: names in the detector of the modules whose input has exactly these rows along its
             first axis; empty if there are none.
@@ -103,7 +101,6 @@ class RowLosses:
 
 
 _recorders: ContextVar[tuple[list[RowLosses], ...]] = ContextVar("_recorders", default=())
-_normalize: ContextVar[Callable[[float], float]] = ContextVar("_normalize", default=processes.mean)
 
 
 def report(
@@ -111,22 +108,26 @@ def report(
     name: str,
     kind: Kind,
     per_row: Tensor,
-    normalizer: float,
+    count: int,
     rows: Rows,
     modules: Sequence[str] = (),
 ) -> Tensor:
     """Return the named loss of a batch, and note its rows where they are recorded.
 
-    Where there are several processes, the loss is divided by the mean of their divisors, so that
-    the mean of their losses is that of the whole batch; all of them have to report it.
-
-    Arguments are the attributes of `RowLosses`.
+    Arguments are the attributes of `RowLosses`, but for the divisor: `count` is what this process's
+    part of the batch adds to it, such as a number of rows or images. The loss of the whole batch is
+    divided by the sum, or by 1 if that is more. Where there are several processes, each loss is
+    divided by its share of this, so that their mean is the loss of the whole batch; see `agree`.
     """
+    normalizer = agree(
+        f"divisor of {name}",
+        lambda: max(processes.total(count), 1.0) / processes.n_processes(),
+    )
     losses = RowLosses(
         name=name,
         kind=kind,
         per_row=per_row,
-        normalizer=_normalize.get()(normalizer),
+        normalizer=normalizer,
         rows=rows,
         modules=tuple(modules),
     )
@@ -144,16 +145,6 @@ def recorded() -> Iterator[list[RowLosses]]:
         yield found
     finally:
         _recorders.reset(token)
-
-
-@contextmanager
-def normalized_by(joint: Callable[[float], float]) -> Iterator[None]:
-    """Pass every normalizer through `joint` inside the block, not through the mean of processes."""
-    token = _normalize.set(joint)
-    try:
-        yield
-    finally:
-        _normalize.reset(token)
 
 
 def proposal_rows(proposals: Sequence[Any], n_classes: int) -> Rows:

@@ -81,13 +81,12 @@ class RowRPN(RPN):  # type: ignore[misc]  # detectron2 ships no types
         deltas = torch.cat(pred_anchor_deltas, dim=1)[image[positive], anchor[positive]]
         wanted = self.box2box_transform.get_deltas(rows.boxes_xyxy[positive], match[positive, :4])
         location = smooth_l1_loss(deltas, wanted, self.smooth_l1_beta, reduction="none").sum(dim=1)
-        normalizer = float(self.batch_size_per_image * len(gt_labels))
         return {
             name: report(
                 name=name,
                 kind="proposal",
                 per_row=per_row * self.loss_weight.get(name, 1.0),
-                normalizer=normalizer,
+                count=self.batch_size_per_image * len(gt_labels),
                 rows=its_rows,
             )
             for name, per_row, its_rows in (

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from bsgal_train import processes
 from bsgal_train.data.samples import TrainingSample
 from bsgal_train.detector import training_losses
-from bsgal_train.detector.row_losses import RowLosses, normalized_by, recorded
+from bsgal_train.detector.agreement import agreed, keeping_to
+from bsgal_train.detector.row_losses import RowLosses, recorded
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import Selected
 from bsgal_train.selection.judge import Judge, Judgement, Unit, decision_rows
@@ -61,7 +62,7 @@ class RowSelection:
         prepared = time.perf_counter()
         inputs = [sample.pasted for sample in samples]
         keys = [sample.position for sample in samples]
-        with self._scoring.recording(), recorded() as rows:
+        with self._scoring.recording(), recorded() as rows, agreed() as agreements:
             losses = training_losses(detector, inputs, self._precision, seed, keys)
             ran = time.perf_counter()
             scores = self._scoring.score(samples, rows)
@@ -71,7 +72,10 @@ class RowSelection:
         if self._granularity == "instance":
             losses = self._without_instances(losses, rows, samples, judgements)
         else:
-            losses = self._without_images(detector, losses, rows, samples, judgements, seed)
+            rejected = [i for i, judgement in enumerate(judgements) if not judgement.trains]
+            # Another process may have nothing to run again.
+            with keeping_to(agreements):
+                losses = self._without_images(detector, losses, rows, samples, rejected, seed)
         self._judge.end_step()
         per_instance = self._per_instance(samples, judgements)
         return Selected(
@@ -136,25 +140,21 @@ class RowSelection:
         losses: dict[str, Tensor],
         rows: Sequence[RowLosses],
         samples: Sequence[TrainingSample],
-        judgements: Sequence[Judgement],
+        rejected: Sequence[int],
         seed: int,
     ) -> dict[str, Tensor]:
         """Add the accepted images' rows and the rows of the others without their pastes.
 
-        Divisors are those of the pasted batch for both.
+        Divisors and the classes of a federated loss are those of the pasted batch for both.
         """
-        rejected = [i for i, judgement in enumerate(judgements) if not judgement.trains]
         if not rejected:
             return losses
         originals = [samples[i].original for i in rejected]
         keys = [samples[i].position for i in rejected]
-        # Another process may have nothing to run here, so nothing can be agreed on.
-        with recorded() as again, normalized_by(lambda normalizer: normalizer):
-            training_losses(detector, originals, self._precision, seed, keys)
-        without = {one.name: one.per_row.sum() for one in again}
+        again = training_losses(detector, originals, self._precision, seed, keys)
         replaced = torch.tensor(rejected)
         mixed = dict(losses)
         for one in rows:
             keep = ~torch.isin(one.rows.image, replaced.to(one.rows.image.device))
-            mixed[one.name] = one.total(keep) + without[one.name] / one.normalizer
+            mixed[one.name] = one.total(keep) + again[one.name]
         return mixed

@@ -147,7 +147,7 @@ class CenterNetProposals(nn.Module):
             name="loss_centernet_pos",
             kind="proposal",
             per_row=_HEAT_WEIGHT * positive_focal(heat[image, centre], self.focal),
-            normalizer=float(max(len(centre), 1)),
+            count=len(centre),
             rows=_rows(locations, image, centre, [one.centre_objects for one in targets], sources),
         )
         n_images = len(targets)
@@ -157,7 +157,7 @@ class CenterNetProposals(nn.Module):
             kind="proposal",
             per_row=_HEAT_WEIGHT
             * negative_focal(heat, torch.stack([t.heat for t in targets]), self.focal).flatten(),
-            normalizer=float(max(len(centre), 1)),
+            count=len(centre),
             rows=Rows(
                 source=torch.full_like(everywhere, BACKGROUND),
                 image=everywhere,
@@ -170,7 +170,7 @@ class CenterNetProposals(nn.Module):
             name="loss_centernet_box",
             kind="proposal",
             per_row=_BOX_WEIGHT * giou_loss_ltrb(ltrb[image, place], wanted),
-            normalizer=float(max(len(place), 1)),
+            count=len(place),
             rows=_rows(locations, image, place, [one.box_objects for one in targets], sources),
         )
         return {
