@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
+import re
 
 import pytest
 import torch
 
 from bsgal_score import ops, reference
-from bsgal_score._dispatch import _log_choice
+from bsgal_score._dispatch import _log_choice, choose_implementation
 from bsgal_score.errors import ImplementationUnavailableError
 from bsgal_score.ops import TensorMetric, cache_update_dot
 
@@ -198,6 +198,22 @@ def test_explicit_triton_without_triton_says_what_is_missing(monkeypatch):
         cache_update_dot([torch.zeros(2)], None, None, impl="triton")
 
 
+@pytest.mark.parametrize("version", ["2.2.0", "2.3.1", "3.0.0", "3.1.0+git1"])
+def test_a_triton_that_is_too_old_is_not_taken(monkeypatch, version):
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", version)
+    assert choose_implementation("op", "auto", torch.device("cuda")) == "torch"
+    message = rf"which is of version {re.escape(version)}; install triton>=3\.2"
+    with pytest.raises(ImplementationUnavailableError, match=message):
+        cache_update_dot([torch.zeros(2)], None, None, impl="triton")
+
+
+@pytest.mark.parametrize("version", ["3.2.0", "3.3.0+gitab12", "3.10.0", "4.0.0"])
+def test_auto_takes_a_triton_that_is_new_enough_on_gpus_only(monkeypatch, version):
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", version)
+    assert choose_implementation("op", "auto", torch.device("cuda")) == "triton"
+    assert choose_implementation("op", "auto", torch.device("cpu")) == "torch"
+
+
 def test_explicit_triton_on_cpu_tensors_without_interpreter_raises(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr("bsgal_score._dispatch._interpreter_is_on", lambda: False)
@@ -205,10 +221,19 @@ def test_explicit_triton_on_cpu_tensors_without_interpreter_raises(monkeypatch):
         cache_update_dot([torch.zeros(2)], None, None, impl="triton")
 
 
-def test_auto_takes_torch_on_cpu():
-    cache_update_dot([torch.zeros(2)], None, [torch.zeros(2)])
-    assert "cache_update_dot" in ops.__all__
-    assert "bsgal_score.eager.cache_update_dot" in sys.modules
+@pytest.mark.parametrize("impl", ["auto", "torch", "triton"])
+def test_the_operation_runs_the_implementation_that_is_chosen(monkeypatch, impl):
+    """On CPU tensors, auto is torch; each implementation is told apart by what it returns."""
+    kernels = pytest.importorskip("bsgal_score.kernels.cache_update_dot")
+    zero = torch.zeros(())
+    for place, name, mark in (
+        (ops, "cache_update_dot_torch", 1.0),
+        (kernels, "cache_update_dot_triton", 2.0),
+    ):
+        sums = ops.CacheSums(zero + mark, zero, zero)
+        monkeypatch.setattr(place, name, lambda *_, sums=sums, **__: sums)
+    sums = cache_update_dot([torch.zeros(2)], None, [torch.zeros(2)], impl=impl)
+    assert float(sums.dot) == (2.0 if impl == "triton" else 1.0)
 
 
 def test_the_chosen_implementation_is_named_in_the_log(caplog):

@@ -8,11 +8,16 @@ from functools import cache
 from typing import Literal, get_args
 
 import torch
+from torch.torch_version import TorchVersion
 
 from ._types import Implementation
 from .errors import ImplementationUnavailableError
 
 _logger = logging.getLogger(__name__)
+
+# Before 3.0 (PyTorch 2.4), products are TF32 or not, without a third choice, and `sqrt_rn` and
+# `div_rn` are missing; 3.0 and 3.1 do not compile pointers to a dtype that is an argument.
+_OLDEST_TRITON = "3.2"
 
 
 @cache
@@ -22,6 +27,17 @@ def triton_is_installed() -> bool:
         return importlib.util.find_spec("triton") is not None
     except (ImportError, ValueError):
         return False
+
+
+def why_not_triton() -> str | None:
+    """Say what is wrong with the installed Triton, which is imported; None if it will do."""
+    if not triton_is_installed():
+        return "is not installed"
+    import triton
+
+    if TorchVersion(triton.__version__) < _OLDEST_TRITON:
+        return f"is of version {triton.__version__}"
+    return None
 
 
 @cache
@@ -44,14 +60,15 @@ def choose_implementation(
         return "torch"
     if impl == "auto":
         chosen: Literal["triton", "torch"] = (
-            "triton" if device.type == "cuda" and triton_is_installed() else "torch"
+            "triton" if device.type == "cuda" and why_not_triton() is None else "torch"
         )
         _log_choice(op, chosen, device.type)
         return chosen
-    if not triton_is_installed():
+    if reason := why_not_triton():
         raise ImplementationUnavailableError(
-            f"{op} with impl='triton' needs the package triton, which is not installed; "
-            "install it (PyTorch's CUDA and ROCm builds bring it) or use impl='auto'"
+            f"{op} with impl='triton' needs the package triton, which {reason}; install "
+            f"triton>={_OLDEST_TRITON} (the CUDA and ROCm builds of PyTorch 2.6 and later bring "
+            "it) or use impl='auto'"
         )
     if device.type != "cuda" and not _interpreter_is_on():
         raise ImplementationUnavailableError(

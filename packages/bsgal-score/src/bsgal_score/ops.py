@@ -1,8 +1,8 @@
 """The operations behind the scores, each with `impl="auto" | "triton" | "torch"`.
 
-`"auto"` takes Triton for CUDA and ROCm tensors where it is installed, else torch. An explicit
-choice is obeyed or raises `ImplementationUnavailableError`. `bsgal_score.reference` defines what
-each operation computes.
+`"auto"` takes Triton for CUDA and ROCm tensors where one that is new enough is installed, else
+torch. An explicit choice is obeyed or raises `ImplementationUnavailableError`.
+`bsgal_score.reference` defines what each operation computes.
 """
 
 from __future__ import annotations
