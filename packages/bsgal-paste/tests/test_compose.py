@@ -223,17 +223,43 @@ def test_annotations_without_masks_stay_without(dataset, pool_root, tmp_path):
     assert {entry["origin"] for entry in entries} == {"real", "pool"}
 
 
+def test_a_crowd_stays_a_crowd_and_no_object(dataset, pool_root, tmp_path):
+    dataset[0]["annotations"][2]["iscrowd"] = 1
+    run(dataset, pool_root, tmp_path / "out")
+    content = json.loads((tmp_path / "out" / "annotations.json").read_text())
+    crowds = [entry for entry in content["annotations"] if entry["iscrowd"]]
+    assert [entry["source_annotation_id"] for entry in crowds] == [502]
+    of_category = [entry for entry in content["annotations"] if entry["category_id"] == 1]
+    counted = next(category for category in content["categories"] if category["id"] == 1)
+    assert counted["instance_count"] == len(of_category) - 1
+
+
+def test_the_category_of_a_crowd_is_not_exhaustive(dataset, pool_root, tmp_path):
+    for image in dataset[0]["images"]:
+        image["not_exhaustive_category_ids"] = []
+    dataset[0]["annotations"][2]["iscrowd"] = 1
+    run(dataset, pool_root, tmp_path / "out")
+    images = json.loads((tmp_path / "out" / "annotations.json").read_text())["images"]
+    incomplete = [1 in image["not_exhaustive_category_ids"] for image in images]
+    assert incomplete == [False, False, True, False, False, False]
+
+
+def test_annotations_without_a_pixel_are_counted(dataset, pool_root, tmp_path):
+    dataset[0]["annotations"][1]["segmentation"] = [[70, 5, 80, 5, 80, 20]]
+    summary = run(dataset, pool_root, tmp_path / "out")
+    assert summary.n_without_pixel == 1
+
+
 def test_polygons_describe_the_same_masks(dataset, pool_root, tmp_path):
-    run(dataset, pool_root, tmp_path / "rle")
-    config = dataclasses.replace(PNG, segmentation="polygon")
-    run(dataset, pool_root, tmp_path / "polygon", config=config)
+    config = dataclasses.replace(PNG, segmentation="rle")
+    run(dataset, pool_root, tmp_path / "rle", config=config)
+    run(dataset, pool_root, tmp_path / "polygon")
     rle, polygon = (COCO(tmp_path / name / "annotations.json") for name in ("rle", "polygon"))
     assert len(rle.anns) == len(polygon.anns) > 12
     for key, entry in polygon.anns.items():
         assert all(len(points) >= 6 for points in entry["segmentation"])
         mask = rle.annToMask(rle.anns[key])
-        missed = (mask > polygon.annToMask(entry)).sum()
-        assert missed == 0, "only holes may differ"
+        np.testing.assert_array_equal(polygon.annToMask(entry), mask)
         assert entry["area"] == mask.sum()
 
 

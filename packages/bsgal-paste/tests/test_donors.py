@@ -187,6 +187,15 @@ def test_donors_come_from_an_lvis_file_by_annotation(tmp_path):
     np.testing.assert_array_equal(donor.masks, photo(150).masks)
 
 
+def test_crowds_are_not_copied(tmp_path):
+    content = write_lvis(tmp_path)
+    content["annotations"][0]["iscrowd"] = 1
+    assert LvisDonors(content, tmp_path).read(0).instance_ids == ["annotation-41"]
+    content["annotations"][1]["iscrowd"] = 1
+    with pytest.raises(ValueError, match="no annotation has a segmentation"):
+        LvisDonors(content, tmp_path)
+
+
 def test_annotations_without_masks_are_no_donors(tmp_path):
     with pytest.raises(ValueError, match="no annotation has a segmentation"):
         LvisDonors(write_lvis(tmp_path, segmented=False), tmp_path)

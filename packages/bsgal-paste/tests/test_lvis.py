@@ -144,6 +144,13 @@ def test_files_of_boxes_may_say_that_there_is_no_mask():
         assert load_lvis(changed(["annotations", 0, "segmentation"], nothing)).boxes_only
 
 
+def test_masks_for_some_annotations_only_are_refused():
+    content = changed(["annotations", 0, "segmentation"], None)
+    content["annotations"].append({**LVIS["annotations"][0], "id": 2})
+    with pytest.raises(AnnotationError, match="annotation 1 has no segmentation, 1 of 2 have none"):
+        _ = load_lvis(content).boxes_only
+
+
 def test_polygons_and_both_run_length_forms_give_the_same_mask():
     polygon = LVIS["annotations"][0]
     mask = decode_segmentation(polygon, 10, 20)

@@ -38,6 +38,12 @@ def test_a_box_without_area_does_not_count():
     assert ScaleStatistics.from_annotations(lvis()).of(3).count == 1
 
 
+def test_a_crowd_does_not_count():
+    content = lvis()
+    content["annotations"][0]["iscrowd"] = 1
+    assert ScaleStatistics.from_annotations(content).of(1).mean == pytest.approx(0.2)
+
+
 def test_a_category_without_annotations_takes_those_of_its_frequency_group():
     statistics = ScaleStatistics.from_annotations(lvis())
     assert statistics.of(4) == statistics.of(3), "the only rare one with annotations"

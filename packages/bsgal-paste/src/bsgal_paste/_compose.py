@@ -55,8 +55,8 @@ class ComposeConfig:
     """File format of the images; png keeps every pixel."""
     jpeg_quality: int = 95
     """Quality of jpg files, 1 to 100."""
-    segmentation: Literal["rle", "polygon"] = "rle"
-    """How masks are written; polygons lose holes."""
+    segmentation: Literal["polygon", "rle"] = "polygon"
+    """How masks are written; readers of LVIS expect polygons."""
 
     def __post_init__(self) -> None:
         if self.copies_per_image < 1:
@@ -65,9 +65,9 @@ class ComposeConfig:
             raise ValueError(f"`seed` must not be negative, got {self.seed}")
         if self.image_format not in ("jpg", "png"):
             raise ValueError(f"`image_format` must be 'jpg' or 'png', got {self.image_format!r}")
-        if self.segmentation not in ("rle", "polygon"):
+        if self.segmentation not in ("polygon", "rle"):
             raise ValueError(
-                f"`segmentation` must be 'rle' or 'polygon', got {self.segmentation!r}"
+                f"`segmentation` must be 'polygon' or 'rle', got {self.segmentation!r}"
             )
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"`jpeg_quality` must be 1 to 100, got {self.jpeg_quality}")
@@ -81,6 +81,7 @@ class ComposeSummary:
         n_images: Augmented images.
         n_pasted: Pasted instances in them.
         n_removed: Real instances that pastes hid.
+        n_without_pixel: Annotations whose mask or box has no pixel in the image; they are left out.
         failed: Message per image that could not be read; they are left out.
         corrupt_instances: Pool instances that could not be read, each once.
     """
@@ -88,6 +89,7 @@ class ComposeSummary:
     n_images: int
     n_pasted: int
     n_removed: int
+    n_without_pixel: int
     failed: tuple[str, ...]
     corrupt_instances: tuple[str, ...]
 
@@ -150,6 +152,7 @@ def compose(
             entry["instance_id"] is not None for row in done for entry in row["instances"]
         ),
         n_removed=sum(row["n_real_removed"] for row in done),
+        n_without_pixel=sum(row["n_without_pixel"] for row in done),
         failed=tuple(row["reason"] for row in ordered if row["status"] == "failed"),
         corrupt_instances=tuple(sorted({name for row in done for name in row["corrupt"]})),
     )
@@ -185,8 +188,9 @@ class _Worker:
             "sha256": hashlib.sha256(content).hexdigest(),
             "n_pasted": result.n_pasted,
             "n_real_removed": sum(gone.source_index >= 0 for gone in result.removed),
+            "n_without_pixel": len(job.annotations) - len(used),
             "corrupt": [gone.instance_id for gone in result.removed if gone.reason == "corrupt"],
-            "instances": self._instances(result, [job.annotations[index]["id"] for index in used]),
+            "instances": self._instances(result, [job.annotations[index] for index in used]),
         }
 
     def _encode(self, result: PasteResult) -> bytes:
@@ -199,18 +203,20 @@ class _Worker:
         return content.getvalue()
 
     def _instances(
-        self, result: PasteResult, annotation_ids: Sequence[int]
+        self, result: PasteResult, annotations: Sequence[Mapping[str, Any]]
     ) -> list[dict[str, Any]]:
         entries = []
         for i, source in enumerate(result.source_index.tolist()):
             left, top, right, bottom = result.boxes_xyxy[i].tolist()
+            real = annotations[source] if source >= 0 else None
             entry = {
                 "category_id": int(result.category_ids[i]),
                 "bbox": [left, top, right - left, bottom - top],
                 "area": int(result.areas[i]),
+                "iscrowd": 0 if real is None else int(real.get("iscrowd", 0)),
                 "origin": result.origins[i],
                 "instance_id": result.instance_ids[i],
-                "source_annotation_id": annotation_ids[source] if source >= 0 else None,
+                "source_annotation_id": None if real is None else real["id"],
                 "visible_frac": round(float(result.visible_frac[i]), 4),
             }
             if not self.boxes_only:

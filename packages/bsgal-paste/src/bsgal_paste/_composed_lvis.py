@@ -46,13 +46,14 @@ def composed_annotations(
         if row["status"] != "ok":
             continue
         image_id = len(images) + 1
-        present = {entry["category_id"] for entry in row["instances"]}
+        present = {e["category_id"] for e in row["instances"] if not e["iscrowd"]}
         images.append(_image_entry(job, row, image_id))
         for category_id in present:
             image_counts[category_id] = image_counts.get(category_id, 0) + 1
         for entry in row["instances"]:
             category_id = entry["category_id"]
-            instance_counts[category_id] = instance_counts.get(category_id, 0) + 1
+            n_objects = instance_counts.get(category_id, 0)
+            instance_counts[category_id] = n_objects + (not entry["iscrowd"])
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, **entry})
     categories = [
         {
@@ -77,20 +78,26 @@ def _image_entry(job: Job, row: Mapping[str, Any], image_id: int) -> dict[str, A
 
     A pasted category is no longer absent. Unless all its real objects are known to be annotated
     (it was listed as absent, or is annotated and not listed as incomplete), there may be real ones
-    without annotation, so it is listed as incomplete.
+    without annotation, so it is listed as incomplete. So is that of a crowd, whose objects have no
+    annotations of their own.
+
+    Readers of LVIS v1 take the last two parts of `coco_url` for folder and file, or all of it but
+    the name of COCO's server for the path: given relatively, it is the same for both.
     """
     absent = set(job.image.get("neg_category_ids", ()))
     incomplete = set(job.image.get("not_exhaustive_category_ids", ()))
     annotated = {annotation["category_id"] for annotation in job.annotations}
+    crowds = {a["category_id"] for a in job.annotations if a.get("iscrowd")}
     pasted = {e["category_id"] for e in row["instances"] if e["instance_id"] is not None}
     kept = {key: job.image[key] for key in ("license", "date_captured") if key in job.image}
     return {
         **kept,
         "id": image_id,
         "file_name": row["file"],
+        "coco_url": f"images/{row['file']}",
         "width": job.image["width"],
         "height": job.image["height"],
         "neg_category_ids": sorted(absent - pasted),
-        "not_exhaustive_category_ids": sorted(incomplete | (pasted - absent - annotated)),
+        "not_exhaustive_category_ids": sorted(incomplete | crowds | (pasted - absent - annotated)),
         "source_image_id": job.image["id"],
     }

@@ -33,8 +33,18 @@ class Lvis:
 
     @property
     def boxes_only(self) -> bool:
-        """Say whether there are annotations and none has a segmentation."""
-        return bool(self.annotations) and not any(map(has_segmentation, self.annotations))
+        """Say whether there are annotations and none has a segmentation.
+
+        Raises:
+            AnnotationError: Some have one and some have not.
+        """
+        without = [a["id"] for a in self.annotations if not has_segmentation(a)]
+        if 0 < len(without) < len(self.annotations):
+            raise AnnotationError(
+                f"{self.name}: annotation {without[0]} has no segmentation, {len(without)} of "
+                f"{len(self.annotations)} have none; all or none must"
+            )
+        return bool(without)
 
     def annotations_by_image(self) -> dict[int, list[Mapping[str, Any]]]:
         """Group the annotations; an image without any gets an empty list."""
@@ -169,7 +179,8 @@ def decode_segmentation(annotation: Mapping[str, Any], height: int, width: int) 
     where = f"annotation {annotation['id']}"
     if not has_segmentation(annotation):
         raise AnnotationError(
-            f"{where}: malformed segmentation: there is none, though other annotations have one"
+            f"{where}: malformed segmentation: there is none; all or none of the annotations of "
+            "an image must have one"
         )
     segmentation = annotation["segmentation"]
     check_segmentation(segmentation, (height, width), where)

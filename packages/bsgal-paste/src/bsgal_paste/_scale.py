@@ -52,7 +52,7 @@ class ScaleStatistics:
     def from_annotations(cls, lvis: LvisSource) -> ScaleStatistics:
         """Measure an LVIS v1 annotation file.
 
-        Boxes without area are left out.
+        Boxes without area are left out, and crowd regions, which are no objects.
 
         Args:
             lvis: The parsed JSON or its path.
@@ -71,7 +71,7 @@ class ScaleStatistics:
         scales: dict[int, list[float]] = {}
         for annotation in annotations.annotations:
             _, _, width, height = annotation["bbox"]
-            if width > 0 and height > 0:
+            if width > 0 and height > 0 and not annotation.get("iscrowd"):
                 share = width * height / image_areas[annotation["image_id"]]
                 scales.setdefault(int(annotation["category_id"]), []).append(share**0.5)
         if not scales:

@@ -142,6 +142,14 @@ def run_compose(options: argparse.Namespace) -> None:
         f"{summary.n_pasted} pasted instances, {summary.n_removed} real ones hidden, "
         f"{len(summary.failed)} images left out"
     )
+    if summary.n_without_pixel:
+        print(f"left out: {summary.n_without_pixel} annotations without a pixel", file=sys.stderr)
+    if any(annotation.get("iscrowd") for annotation in lvis.annotations):
+        print(
+            "crowd regions stay, marked `iscrowd`; readers of LVIS that know no crowds take them "
+            "for objects, detectron2's unless given extra_annotation_keys=['iscrowd']",
+            file=sys.stderr,
+        )
     if not summary.n_pasted:
         print(
             "nothing was pasted: look at --source, --count-range and the sizes of the images",
@@ -198,7 +206,7 @@ _COMPOSE_FLAGS: dict[str, dict[str, Any]] = {
     "copies_per_image": {"type": int, "help": "augmented versions of each image"},
     "seed": {"type": int, "help": "seed of everything random"},
     "image_format": {"choices": ("jpg", "png"), "help": "png keeps every pixel"},
-    "segmentation": {"choices": ("rle", "polygon"), "help": "form of masks; polygons lose holes"},
+    "segmentation": {"choices": ("polygon", "rle"), "help": "how masks are written"},
     "jpeg_quality": {"type": int, "help": "quality of jpg files, 1 to 100"},
 }
 _LOW_HIGH: dict[str, Any] = {"nargs": 2, "metavar": ("LOW", "HIGH")}
