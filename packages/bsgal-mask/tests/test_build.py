@@ -89,8 +89,10 @@ def test_a_kept_instance_is_a_tight_straight_alpha_crop(make_image_set, drawn, p
     rgba = np.asarray(Image.open(path))
     x, y, width, height = row["bbox_xywh"]
     assert rgba.shape == (height, width, 4)
-    np.testing.assert_array_equal(rgba[..., :3], image[y : y + height, x : x + width])
     alpha = rgba[..., 3]
+    seen = alpha > 0
+    np.testing.assert_array_equal(rgba[seen, :3], image[y : y + height, x : x + width][seen])
+    assert not rgba[~seen].any()
     for edge in (alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]):
         assert edge.any()
     assert ((alpha > 0) & (alpha < 255)).any()

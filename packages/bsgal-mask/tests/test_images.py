@@ -85,10 +85,21 @@ def test_any_damage_is_an_image_error_or_harmless(tmp_path, kind):
     assert n_refused > 50
 
 
-def test_rgba_keeps_colours_under_alpha_zero():
-    image = np.random.default_rng(0).integers(0, 256, (6, 5, 3), np.uint8)
-    alpha = np.zeros((6, 5), np.uint8)
-    alpha[2, 2] = 77
+def test_rgba_keeps_the_colour_of_every_pixel_with_any_alpha_and_no_other():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (16, 15, 3), np.uint8)
+    before = image.copy()
+    alpha = rng.choice([0, 1, 77, 254, 255], (16, 15)).astype(np.uint8)
     back = np.asarray(Image.open(io.BytesIO(encode_rgba(image, alpha))))
-    np.testing.assert_array_equal(back[..., :3], image)
     np.testing.assert_array_equal(back[..., 3], alpha)
+    np.testing.assert_array_equal(back[alpha > 0, :3], image[alpha > 0])
+    assert not back[alpha == 0].any()
+    np.testing.assert_array_equal(image, before)
+
+
+def test_a_cut_outs_file_does_not_pay_for_the_background(drawn):
+    image, label = drawn("disc")
+    alpha = label.astype(np.uint8) * 255
+    stream = io.BytesIO()
+    Image.fromarray(np.dstack([image, alpha])).save(stream, "PNG")
+    assert len(encode_rgba(image, alpha)) < 0.6 * len(stream.getvalue())

