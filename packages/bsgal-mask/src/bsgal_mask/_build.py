@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from bsgal_mask._choice import CategoryBar, Choice, FixedChoice
 from bsgal_mask._clean_up import CleanUp
 from bsgal_mask._cutter import CLIP_SCORE, Cutter, Segmented
@@ -19,16 +17,18 @@ from bsgal_mask._edges import Edges
 from bsgal_mask._filters import AreaFilter, Filter
 from bsgal_mask._image_set import ImageRow, ImageSet
 from bsgal_mask._jsonl import Row
+from bsgal_mask._method_runs import METHOD, NON_FINITE, MethodRuns
 from bsgal_mask._pool_writer import PoolWriter, read_pool_rows
-from bsgal_mask._segmenter import Image, Segmenter, SoftMask
+from bsgal_mask._segmenter import Image, Segmenter
 from bsgal_mask._similarity import SimilarityRule
 from bsgal_mask._summary import PoolSummary, summarise_rows
-from bsgal_mask.errors import ImageError, SegmentationError
+from bsgal_mask.errors import ImageError
 
 _LOGGER = logging.getLogger(__name__)
-# Reasons that lie in the image, not in its mask: a repaired or redrawn image is tried again.
+# Reasons that lie in the image or in the method's work, not in the mask: a repaired or redrawn
+# image is tried again, and a method that failed may have been mended.
 _IMAGE_SET, _IMAGE = "image-set", "image"
-_RETRIED = (_IMAGE_SET, _IMAGE)
+_RETRIED = (_IMAGE_SET, _IMAGE, METHOD, NON_FINITE)
 # Libraries whose versions the pool's meta file notes.
 _RECORDED = (
     "bsgal-mask", "numpy", "opencv-python-headless", "pillow", "onnxruntime", "torch",
@@ -62,7 +62,11 @@ def build_pool(
 
     Every row of the image set ends as exactly one row of the pool: kept, or dropped with a
     reason. A pool that an earlier run with the same settings left unfinished is continued; rows
-    it dropped because of the image file, or of its status in the image set, are tried again.
+    it dropped because of the image file, of its status in the image set or of a method's failure
+    are tried again.
+
+    A method that raises on an image, or returns no mask of it, costs that image: it is dropped with
+    the reason. `KeyboardInterrupt`, `SystemExit` and `MemoryError` pass through.
 
     Where the choice computes CLIP scores, an image below the bar is dropped at once; when all
     images have their row, those above the bar of their own category are kept after all.
@@ -87,7 +91,8 @@ def build_pool(
     Raises:
         ImageSetError: The image set cannot be read.
         PoolError: `out_dir` holds another pool, or cannot be written.
-        ValueError: A setting is impossible, or a method returned something other than masks.
+        SegmentationError: A method failed on ten images in a row.
+        ValueError: A setting is impossible.
     """
     names = [method.name for method in methods]
     if not names or len(set(names)) != len(names):
@@ -118,8 +123,9 @@ def build_pool(
     with writer:
         todo = [row for row in image_set.rows if _is_open(row, writer.rows.get(row.sample_id))]
         done = total - len(todo)
+        runs = MethodRuns(methods)
         for batch in _batches(todo, batch_size):
-            for row, png in _cut_batch(image_set, batch, cutter, max_image_px):
+            for row, png in _cut_batch(image_set, batch, cutter, runs, max_image_px):
                 writer.write(row, png)
                 done += 1
                 if progress is not None:
@@ -144,7 +150,11 @@ def count_open(image_set_dir: str | Path, out_dir: str | Path) -> tuple[int, int
 
 
 def _cut_batch(
-    image_set: ImageSet, sources: Sequence[ImageRow], cutter: Cutter, max_image_px: int
+    image_set: ImageSet,
+    sources: Sequence[ImageRow],
+    cutter: Cutter,
+    runs: MethodRuns,
+    max_image_px: int,
 ) -> Iterator[tuple[Row, bytes | None]]:
     """Yield the pool row, and the file of a kept one, of each row of an image set, in order."""
     images: dict[str, Image] = {}
@@ -159,19 +169,10 @@ def _cut_batch(
             reasons[source.sample_id] = f"{_IMAGE}: {error}"
             _LOGGER.warning("dropped sample %s (%s): %s", source.sample_id, source.file, error)
     category_names = {source.sample_id: source.category_name for source in sources}
-    masks: dict[str, list[SoftMask]] = {sample_id: [] for sample_id in images}
-    for method in cutter.methods:
-        usable = {key: image for key, image in images.items() if key not in reasons}
-        for sample_id, found in _segment(method, usable, category_names).items():
-            if isinstance(found, SegmentationError):
-                reasons[sample_id] = f"method: {method.name} failed ({found})"
-            else:
-                masks[sample_id].append(found)
-    for sample_id, image in images.items():
-        if sample_id not in reasons:
-            reason = _reason_for_masks(cutter.methods, masks[sample_id], image)
-            if reason is not None:
-                reasons[sample_id] = reason
+    masks, failures = runs.segment(images, category_names)
+    for sample_id, reason in failures.items():
+        _LOGGER.warning("dropped sample %s: %s", sample_id, reason)
+    reasons |= failures
     segmented = [
         Segmented(source=source, image=images[source.sample_id], masks=masks[source.sample_id])
         for source in sources
@@ -183,45 +184,6 @@ def _cut_batch(
             yield cutter.dropped(source, reasons[source.sample_id]), None
         else:
             yield next(results)
-
-
-def _segment(
-    method: Segmenter, images: dict[str, Image], category_names: dict[str, str]
-) -> dict[str, SoftMask | SegmentationError]:
-    """Return a mask, or why there is none, per image; one bad image does not cost the others."""
-    if not images:
-        return {}
-    try:
-        masks = method.segment(list(images.values()), [category_names[key] for key in images])
-    except SegmentationError as error:
-        if len(images) == 1:
-            return dict.fromkeys(images, error)
-        found: dict[str, SoftMask | SegmentationError] = {}
-        for sample_id, image in images.items():
-            found |= _segment(method, {sample_id: image}, category_names)
-        return found
-    if len(masks) != len(images):
-        raise ValueError(
-            f"method {method.name!r} must return one mask per image, got {len(masks)} masks for "
-            f"{len(images)} images"
-        )
-    return dict(zip(images, masks, strict=True))
-
-
-def _reason_for_masks(
-    methods: Sequence[Segmenter], masks: Sequence[SoftMask], image: Image
-) -> str | None:
-    """Return why an image is dropped whose masks are no numbers; refuse what is no mask."""
-    for method, mask in zip(methods, masks, strict=True):
-        if not np.isfinite(mask).all():
-            return f"non-finite: {method.name} gave no numbers"
-        is_fitting = mask.dtype == np.float32 and mask.shape == image.shape[:2]
-        if not is_fitting or mask.min() < 0 or mask.max() > 1:
-            raise ValueError(
-                f"method {method.name!r} must return float32 masks of shape {image.shape[:2]} in "
-                f"[0, 1], got {mask.dtype} {mask.shape} in [{mask.min()}, {mask.max()}]"
-            )
-    return None
 
 
 def _settle(writer: PoolWriter, bar: CategoryBar) -> None:
@@ -270,15 +232,7 @@ def _batches(rows: Sequence[ImageRow], size: int) -> Iterator[list[ImageRow]]:
 
 def _versions() -> dict[str, str]:
     versions = {}
-    for name in (
-        "bsgal-mask",
-        "numpy",
-        "opencv-python-headless",
-        "pillow",
-        "onnxruntime",
-        "torch",
-        "transformers",
-    ):
+    for name in _RECORDED:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -16,7 +16,10 @@ class ImageError(ValueError):
 
 
 class SegmentationError(RuntimeError):
-    """A method failed on an image; a run drops that image with the reason and goes on."""
+    """A method failed on an image; a run drops that image with the reason and goes on.
+
+    Where a method fails on many images in a row, the run ends with this.
+    """
 
 
 class MissingModelError(RuntimeError):
