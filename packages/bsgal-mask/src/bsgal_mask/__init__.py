@@ -26,6 +26,7 @@ from bsgal_mask._similarity import RealCrops, SimilarityRule
 from bsgal_mask._summary import PoolSummary, summarise_pool
 from bsgal_mask._u2net import U2NetSegmenter
 from bsgal_mask._u2netp_file import find_u2netp, install_u2netp, user_model_path
+from bsgal_mask._verify import VerifyReport, verify_pool
 from bsgal_mask.errors import (
     ImageError,
     ImageSetError,
@@ -70,6 +71,7 @@ __all__ = [
     "Segmenter",
     "SimilarityRule",
     "U2NetSegmenter",
+    "VerifyReport",
     "build_pool",
     "confidence",
     "find_u2netp",
@@ -78,6 +80,7 @@ __all__ = [
     "sharpness",
     "summarise_pool",
     "user_model_path",
+    "verify_pool",
 ]
 
 __version__ = version("bsgal-mask")

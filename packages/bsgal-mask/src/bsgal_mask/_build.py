@@ -6,7 +6,7 @@ import importlib.metadata
 import itertools
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,8 +17,10 @@ from bsgal_mask._edges import Edges
 from bsgal_mask._filters import AreaFilter, Filter
 from bsgal_mask._image_set import ImageRow, ImageSet
 from bsgal_mask._jsonl import Row
+from bsgal_mask._meta import META_NAME
 from bsgal_mask._method_runs import METHOD, NON_FINITE, MethodRuns
-from bsgal_mask._pool_writer import PoolWriter, read_pool_rows
+from bsgal_mask._pool_rows import damage_of, read_pool_rows
+from bsgal_mask._pool_writer import PoolWriter
 from bsgal_mask._segmenter import Image, Segmenter
 from bsgal_mask._similarity import SimilarityRule
 from bsgal_mask._summary import PoolSummary, summarise_rows
@@ -29,6 +31,8 @@ _LOGGER = logging.getLogger(__name__)
 # image is tried again, and a method that failed may have been mended.
 _IMAGE_SET, _IMAGE = "image-set", "image"
 _RETRIED = (_IMAGE_SET, _IMAGE, METHOD, NON_FINITE)
+# Fields of a row that are its image's.
+_COPIED = ("sample_id", "category_id", "category_name", "prompt")
 # Libraries whose versions the pool's meta file notes.
 _RECORDED = (
     "bsgal-mask", "numpy", "opencv-python-headless", "pillow", "onnxruntime", "torch",
@@ -63,7 +67,7 @@ def build_pool(
     Every row of the image set ends as exactly one row of the pool: kept, or dropped with a
     reason. A pool that an earlier run with the same settings left unfinished is continued; rows
     it dropped because of the image file, of its status in the image set or of a method's failure
-    are tried again.
+    are tried again, and kept instances whose file is missing or damaged are made again.
 
     A method that raises on an image, or returns no mask of it, costs that image: it is dropped with
     the reason. `KeyboardInterrupt`, `SystemExit` and `MemoryError` pass through.
@@ -90,7 +94,7 @@ def build_pool(
 
     Raises:
         ImageSetError: The image set cannot be read.
-        PoolError: `out_dir` holds another pool, or cannot be written.
+        PoolError: `out_dir` holds another pool, cannot be written, or another run writes to it.
         SegmentationError: A method failed on ten images in a row.
         ValueError: A setting is impossible.
     """
@@ -121,16 +125,23 @@ def build_pool(
         versions=_versions(),
     )
     with writer:
-        todo = [row for row in image_set.rows if _is_open(row, writer.rows.get(row.sample_id))]
-        done = total - len(todo)
         runs = MethodRuns(methods)
-        for batch in _batches(todo, batch_size):
-            for row, png in _cut_batch(image_set, batch, cutter, runs, max_image_px):
-                writer.write(row, png)
-                done += 1
-                if progress is not None:
-                    progress(done, total)
+
+        def cut(sources: Sequence[ImageRow]) -> Iterator[tuple[Row, bytes | None]]:
+            for batch in _batches(sources, batch_size):
+                yield from _cut_batch(image_set, batch, cutter, runs, max_image_px)
+
+        damages = _damages(writer.root, image_set.rows, writer.rows)
+        _log_damages(damages)
+        todo = _open_sources(image_set.rows, writer.rows, damages)
+        for done, (row, png) in enumerate(cut(todo), start=total - len(todo) + 1):
+            writer.write(row, png)
+            if progress is not None:
+                progress(done, total)
         if cutter.choice.category_bar is not None:
+            lost = _settle(writer, cutter.choice.category_bar)
+            for row, png in cut([row for row in image_set.rows if row.sample_id in lost]):
+                writer.write(row, png)
             _settle(writer, cutter.choice.category_bar)
     ids = (row.sample_id for row in image_set.rows)
     return summarise_rows([writer.rows[instance_id] for instance_id in ids])
@@ -144,9 +155,46 @@ def count_open(image_set_dir: str | Path, out_dir: str | Path) -> tuple[int, int
         PoolError: `out_dir` holds something that is not a pool.
     """
     out_dir = Path(out_dir)
-    rows = read_pool_rows(out_dir) if (out_dir / "meta.json").exists() else {}
+    rows = read_pool_rows(out_dir) if (out_dir / META_NAME).exists() else {}
     sources = ImageSet.open(image_set_dir).rows
-    return sum(_is_open(source, rows.get(source.sample_id)) for source in sources), len(sources)
+    return len(_open_sources(sources, rows, _damages(out_dir, sources, rows))), len(sources)
+
+
+def _open_sources(
+    sources: Sequence[ImageRow], rows: Mapping[str, Row], damages: Mapping[str, str]
+) -> list[ImageRow]:
+    """Return the images that still need their row, or might get a better one."""
+    return [
+        source
+        for source in sources
+        if source.sample_id in damages
+        or source.sample_id not in rows
+        or _code(rows[source.sample_id]) in _RETRIED
+    ]
+
+
+def _damages(root: Path, sources: Sequence[ImageRow], rows: Mapping[str, Row]) -> dict[str, str]:
+    """Return what is wrong with kept instances, by id: with their files, or with their rows."""
+    damages = {}
+    for source in sources:
+        row = rows.get(source.sample_id)
+        if row is None or row["status"] == "dropped":
+            continue
+        differing = [key for key in _COPIED if row[key] != getattr(source, key)]
+        damage = f"its {differing[0]} is not the image's" if differing else None
+        damage = damage or damage_of(root, row["file"], row)
+        if damage is not None:
+            damages[source.sample_id] = damage
+    return damages
+
+
+def _log_damages(damages: Mapping[str, str]) -> None:
+    if not damages:
+        return
+    what = "instance is" if len(damages) == 1 else "instances are"
+    named = "; ".join(f"{key} ({why})" for key, why in itertools.islice(damages.items(), 3))
+    rest = "; ..." if len(damages) > 3 else ""
+    _LOGGER.warning("%d kept %s damaged and made again: %s%s", len(damages), what, named, rest)
 
 
 def _cut_batch(
@@ -186,33 +234,31 @@ def _cut_batch(
             yield next(results)
 
 
-def _settle(writer: PoolWriter, bar: CategoryBar) -> None:
+def _settle(writer: PoolWriter, bar: CategoryBar) -> list[str]:
     """Keep the images below the CLIP bar that reach the lower one of their own category.
 
     A category's best score can only rise when images are added, so what was once decided, either
     way, stays. The files of images that are dropped for good are removed.
+
+    Returns:
+        The ids of those that should be kept and whose file is not whole: they must be cut again.
     """
     by_category: dict[int, list[Row]] = defaultdict(list)
     for row in writer.rows.values():
         is_waiting = row["status"] == "dropped" and _code(row) == CLIP_SCORE
         if row["clip_score"] is not None and (is_waiting or row["status"] == "kept"):
             by_category[row["category_id"]].append(row)
+    lost = []
     for rows in by_category.values():
         least = bar.of_category(max(row["clip_score"] for row in rows))
         for row in rows:
             if row["status"] == "kept":
                 continue
-            if row["clip_score"] >= least:
-                writer.keep_after_all(row | {"status": "kept", "reason": None})
-            else:
+            if row["clip_score"] < least:
                 writer.remove_file(row)
-
-
-def _is_open(source: ImageRow, row: Row | None) -> bool:
-    """Tell whether an image still needs its row, or might get a better one."""
-    if row is None:
-        return True
-    return row["status"] == "dropped" and _code(row) in _RETRIED
+            elif not writer.keep_after_all(row):
+                lost.append(row["instance_id"])
+    return lost
 
 
 def _code(row: Row) -> str:

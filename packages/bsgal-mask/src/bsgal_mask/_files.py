@@ -8,6 +8,8 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from bsgal_mask.errors import ImageError
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name in its folder, then rename it into place."""
@@ -25,6 +27,33 @@ def write_json(path: Path, content: Any) -> None:
     write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def read_inside(root: Path, file: str) -> bytes:
+    """Return the bytes of an image file that a manifest in the folder `root` names.
+
+    Raises:
+        ImageError: It cannot be read, or a link leads out of the folder.
+    """
+    path = root / file
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise ImageError("a symbolic link leads out of the folder")
+    return read_file(path)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of an image file.
+
+    Raises:
+        ImageError: It cannot be read.
+    """
+    try:
+        # A pipe or a device could keep the reader waiting for ever.
+        if path.exists() and not path.is_file():
+            raise ImageError("cannot read the file (not a plain file)")
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot read the file ({error.strerror})") from None
+
+
 def sha256_of(path: Path) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     digest = hashlib.sha256()
@@ -37,7 +66,7 @@ def sha256_of(path: Path) -> str:
 def is_path_safe(name: str) -> bool:
     """Tell whether a name can be used as one part of a path on any system."""
     return (
-        0 < len(name) <= 200
+        0 < len(name.encode()) <= 200
         and not name.startswith(".")
         and not name.endswith((".", " "))
         and not any(character in '/\\:*?"<>|' or ord(character) < 32 for character in name)

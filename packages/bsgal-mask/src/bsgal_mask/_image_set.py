@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from bsgal_mask._files import is_path_safe, sha256_of, stays_inside
-from bsgal_mask._images import read_image
-from bsgal_mask._jsonl import Row, read_rows
+from bsgal_mask._fields import Fields
+from bsgal_mask._files import read_inside
+from bsgal_mask._images import decode_image
+from bsgal_mask._jsonl import read_rows
+from bsgal_mask._meta import MANIFEST_NAME, META_NAME, parse_meta
 from bsgal_mask._segmenter import Image
 from bsgal_mask.errors import ImageError, ImageSetError
 
-SCENE_CATEGORY_ID = 0
 SCHEMA = "bsgal.image_set/1"
+_STATUSES = ("ok", "flagged", "blank", "nonfinite", "failed")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +32,9 @@ class ImageRow:
     status: str
     """`ok`, or why the image must not be used."""
     reason: str | None
+    height: int | None = None
+    """In pixels; None where the manifest does not say."""
+    width: int | None = None
 
 
 class ImageSet:
@@ -51,78 +56,68 @@ class ImageSet:
                 leads out of the folder.
         """
         root = Path(root)
-        meta_path, manifest_path = root / "meta.json", root / "manifest.jsonl"
-        for path in (meta_path, manifest_path):
-            if not path.is_file():
-                raise ImageSetError(
-                    f"{root} is not an image set: it has no {path.name}; "
-                    "name a folder that `bsgal-generate run` wrote"
-                )
-        try:
-            meta = json.loads(meta_path.read_bytes())
-        except ValueError as error:
-            raise ImageSetError(f"{meta_path} is not JSON ({error})") from None
-        schema = meta.get("schema") if isinstance(meta, dict) else None
-        if schema != SCHEMA:
-            raise ImageSetError(f"{meta_path}: schema must be {SCHEMA!r}, got {schema!r}")
+        meta_path, manifest_path = root / META_NAME, root / MANIFEST_NAME
         rows: dict[str, ImageRow] = {}
         try:
-            for number, fields in read_rows(manifest_path):
-                row = _parse(fields, f"{manifest_path}, line {number}")
-                rows[row.sample_id] = row
+            meta = meta_path.read_bytes()
+            parse_meta(meta_path, meta, SCHEMA)
+            for number, row in read_rows(manifest_path):
+                parsed = _parse(Fields(row, f"{manifest_path}, line {number}"))
+                rows[parsed.sample_id] = parsed
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise ImageSetError(
+                f"{root} is not an image set: it has no {Path(error.filename).name}; "
+                "name a folder that `bsgal-generate run` wrote"
+            ) from None
+        except OSError as error:
+            raise ImageSetError(f"cannot read {error.filename} ({error.strerror})") from None
         except ValueError as error:
             raise ImageSetError(str(error)) from None
-        return cls(root, sha256_of(meta_path), tuple(rows.values()))
+        return cls(root, hashlib.sha256(meta).hexdigest(), tuple(rows.values()))
 
     def read(self, row: ImageRow, *, max_image_px: int) -> Image:
-        """Return a row's image, uint8 RGB (H, W, 3), checked against the row's SHA-256.
+        """Return a row's image, uint8 RGB (H, W, 3), upright, checked against the row.
 
         Raises:
             ImageError: The image cannot be used; the message says why.
         """
         if row.file is None:
             raise ImageError("the row names no file")
-        path = self.root / row.file
-        if not path.resolve().is_relative_to(self.root.resolve()):
-            raise ImageError("a symbolic link leads out of the image set's folder")
-        return read_image(path, max_image_px=max_image_px, sha256=row.sha256)
+        content = read_inside(self.root, row.file)
+        if row.sha256 is not None and hashlib.sha256(content).hexdigest() != row.sha256:
+            raise ImageError("the file is not the one the manifest names (its SHA-256 differs)")
+        image = decode_image(content, max_image_px=max_image_px)
+        for found, expected, side in zip(
+            image.shape, (row.height, row.width), ("height", "width"), strict=False
+        ):
+            if expected not in (None, found):
+                raise ImageError(f"{side} {found} px, the manifest says {expected} px")
+        return image
 
 
-def _parse(fields: Row, where: str) -> ImageRow:
-    def text(key: str) -> str:
-        value = optional_text(key)
-        if value is None:
-            raise ValueError(f"{where}: {key!r} must be text, got null or nothing")
-        return value
-
-    def optional_text(key: str) -> str | None:
-        value = fields.get(key)
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"{where}: {key!r} must be text, got {value!r}")
-        return value
-
-    category_id = fields.get("category_id")
-    if not isinstance(category_id, int) or isinstance(category_id, bool) or category_id < 0:
-        raise ValueError(f"{where}: 'category_id' must be a whole number, got {category_id!r}")
-    if category_id == SCENE_CATEGORY_ID:
-        raise ValueError(
-            f"{where}: this is a scene (category id 0), which shows no object to cut out; give an "
-            "image set of objects"
-        )
+def _parse(fields: Fields) -> ImageRow:
     row = ImageRow(
-        sample_id=text("sample_id"),
-        category_id=category_id,
-        category_name=text("category_name"),
-        prompt=text("prompt"),
-        file=optional_text("file"),
-        sha256=optional_text("sha256"),
-        status=text("status"),
-        reason=optional_text("reason"),
+        sample_id=fields.file_name("sample_id"),
+        category_id=fields.integer("category_id"),
+        category_name=fields.name("category_name"),
+        prompt=fields.text("prompt"),
+        file=None if fields.is_null("file") else fields.file("file"),
+        sha256=None if fields.is_null("sha256") else fields.sha256("sha256"),
+        status=fields.one_of("status", _STATUSES),
+        reason=fields.optional_text("reason"),
+        height=None if fields.is_null("height") else fields.integer("height", 1),
+        width=None if fields.is_null("width") else fields.integer("width", 1),
     )
-    if not is_path_safe(row.sample_id):
-        raise ValueError(f"{where}: 'sample_id' {row.sample_id!r} cannot be used as a file name")
-    if row.file is not None and not stays_inside(row.file):
+    if _is_scene(fields, row):
         raise ValueError(
-            f"{where}: 'file' {row.file!r} is not a plain path inside the image set's folder"
+            f"{fields.where}: this is a scene, which shows no object to cut out; give an image "
+            "set of objects"
         )
     return row
+
+
+def _is_scene(fields: Fields, row: ImageRow) -> bool:
+    """Tell whether an image is a background; sets of 0.1 mark these by category id and name."""
+    if fields.is_null("kind"):
+        return (row.category_id, row.category_name) == (0, "scene")
+    return fields.one_of("kind", ("object", "scene")) == "scene"

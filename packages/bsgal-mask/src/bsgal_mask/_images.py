@@ -1,13 +1,11 @@
-"""Reading single images safely and writing cut-outs."""
+"""Decoding single images safely and writing cut-outs."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import struct
 import warnings
 import zlib
-from pathlib import Path
 
 import numpy as np
 from PIL import Image as PillowImage
@@ -19,40 +17,38 @@ from bsgal_mask.errors import ImageError
 _FORMATS = ("PNG", "JPEG", "WEBP")
 _EIGHT_BIT_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
 # What Pillow's decoders raise on damaged files of these formats, found by damaging files.
-_DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+_DECODING_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, IndexError, OverflowError,
+    struct.error, zlib.error,
+)  # fmt: skip
 
 
-def read_image(path: Path, *, max_image_px: int, sha256: str | None = None) -> Image:
-    """Read an image file as RGB.
+def decode_image(content: bytes, *, max_image_px: int) -> Image:
+    """Decode an image file as RGB.
 
     Args:
-        path: A PNG, JPEG or WebP file with 8 bits per channel; alpha is ignored.
+        content: A PNG, JPEG or WebP file; alpha is ignored. Of PNG files with colour and 16 bits
+            per channel the upper 8 bits are taken; other modes with more than 8 bits are refused.
         max_image_px: Refuse larger images, in pixels (width times height), before decoding.
-        sha256: Expected hexadecimal SHA-256 of the file; None checks nothing.
 
     Returns:
         uint8 RGB array (H, W, 3).
 
     Raises:
-        ImageError: The file is missing, damaged, too large, or not the file expected.
+        ImageError: The file is damaged, too large, or of another kind.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"cannot read the file ({error.strerror})") from None
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise ImageError("the file is not the one the manifest names (its SHA-256 differs)")
-    try:
         with warnings.catch_warnings():
-            # Our own limit, checked next, stands in for Pillow's warning.
-            warnings.simplefilter("ignore", PillowImage.DecompressionBombWarning)
+            # Of damage to pixels Pillow raises. It warns of damage beside them, and of pixel counts
+            # beyond a limit of its own, for which ours, checked next, stands in.
+            warnings.simplefilter("ignore")
             picture = PillowImage.open(io.BytesIO(content), formats=_FORMATS)
-        width, height = picture.size
-        if width * height > max_image_px:
-            raise ImageError(f"{width} x {height} pixels, the limit is {max_image_px} pixels")
-        if picture.mode not in _EIGHT_BIT_MODES:
-            raise ImageError(f"colour mode {picture.mode}, 8 bits per channel are required")
-        return np.array(picture.convert("RGB"))
+            width, height = picture.size
+            if width * height > max_image_px:
+                raise ImageError(f"{width} x {height} pixels, the limit is {max_image_px} pixels")
+            if picture.mode not in _EIGHT_BIT_MODES:
+                raise ImageError(f"colour mode {picture.mode}, 8 bits per channel are required")
+            return np.array(picture.convert("RGB"))
     except PillowImage.DecompressionBombError as error:
         raise ImageError(str(error)) from None
     except ImageError:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from bsgal_mask._files import write_atomically, write_json
-from bsgal_mask._jsonl import ManifestAppender, Row, read_rows
+from bsgal_mask._folder_lock import FolderLock
+from bsgal_mask._jsonl import ManifestAppender, Row
+from bsgal_mask._meta import MANIFEST_NAME, META_NAME
+from bsgal_mask._pool_rows import SCHEMA, damage_of, read_pool_meta, read_pool_rows
 from bsgal_mask.errors import PoolError
-
-SCHEMA = "bsgal.instance_pool/1"
 
 
 class PoolWriter:
@@ -27,7 +29,7 @@ class PoolWriter:
 
     Raises:
         PoolError: The folder holds a pool of another schema, configuration or source (the
-            message names the differences), or cannot be written.
+            message names the differences), cannot be written, or another writer holds it.
     """
 
     def __init__(
@@ -39,16 +41,14 @@ class PoolWriter:
         versions: Mapping[str, str],
     ) -> None:
         self.root = root
-        manifest_path = root / "manifest.jsonl"
         settings = {"config": config, "source": source}
-        try:
+        with ExitStack() as opened, _writing(root):
+            opened.enter_context(FolderLock(root))
             if not _is_continued(root, settings):
-                meta = {"schema": SCHEMA, **settings, "versions": versions}
-                write_json(root / "meta.json", meta)
-            self.rows = read_pool_rows(root) if manifest_path.exists() else {}
-            self._appender = ManifestAppender(manifest_path)
-        except OSError as error:
-            raise PoolError(f"cannot write the pool {root} ({error})") from None
+                write_json(root / META_NAME, {"schema": SCHEMA, **settings, "versions": versions})
+            self.rows = read_pool_rows(root)
+            self._appender = opened.enter_context(ManifestAppender(root / MANIFEST_NAME))
+            self._opened = opened.pop_all()
 
     def write(self, row: Row, png: bytes | None = None) -> None:
         """Store a kept instance's file, if there is one, then its row.
@@ -57,28 +57,47 @@ class PoolWriter:
             row: The row without `file` and `sha256`, which are filled in. A row that the pool
                 already holds in the same form is not written again.
             png: The RGBA file of a kept instance; or of a dropped one that `keep_after_all` may
-                still be called for, whose row names no file until then.
+                still be called for, whose row holds the hash but names no file until then.
+
+        Raises:
+            PoolError: The pool cannot be written.
         """
         file, sha256 = None, None
-        if png is not None:
-            path = _file_of(row)
-            write_atomically(self.root / path, png)
-            if row["status"] == "kept":
-                file, sha256 = path, hashlib.sha256(png).hexdigest()
-        row = row | {"file": file, "sha256": sha256}
+        with _writing(self.root):
+            if png is not None:
+                write_atomically(self.root / _file_of(row), png)
+                sha256 = hashlib.sha256(png).hexdigest()
+                file = _file_of(row) if row["status"] == "kept" else None
+            self._put(row | {"file": file, "sha256": sha256})
+
+    def _put(self, row: Row) -> None:
         if self.rows.get(row["instance_id"]) != row:
             self._appender.append(row)
             self.rows[row["instance_id"]] = row
 
-    def keep_after_all(self, row: Row) -> None:
-        """Store the row of an instance whose file was written while it was still dropped."""
-        path = self.root / _file_of(row)
-        if path.is_file():
-            self.write(row, path.read_bytes())
+    def keep_after_all(self, row: Row) -> bool:
+        """Keep an instance whose file was written while it was still dropped.
+
+        Returns:
+            False if that file is not whole; the row is then left as it was.
+
+        Raises:
+            PoolError: The pool cannot be written.
+        """
+        if damage_of(self.root, _file_of(row), row) is not None:
+            return False
+        with _writing(self.root):
+            self._put(row | {"status": "kept", "reason": None, "file": _file_of(row)})
+        return True
 
     def remove_file(self, row: Row) -> None:
-        """Remove the file of a dropped row, if it is there."""
-        (self.root / _file_of(row)).unlink(missing_ok=True)
+        """Remove the file of a dropped row, if it is there.
+
+        Raises:
+            PoolError: The pool cannot be written.
+        """
+        with _writing(self.root):
+            (self.root / _file_of(row)).unlink(missing_ok=True)
 
     def __enter__(self) -> PoolWriter:
         """Return the writer itself."""
@@ -90,50 +109,35 @@ class PoolWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Bring the rows to the disk."""
-        self._appender.__exit__(kind, error, traceback)
+        """Bring the rows to the disk and let other writers in."""
+        self._opened.__exit__(kind, error, traceback)
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except BlockingIOError:
+        raise PoolError(
+            f"another run is writing to the pool {root}; wait for its end, or choose another folder"
+        ) from None
+    except OSError as error:
+        raise PoolError(f"cannot write the pool {root} ({error})") from None
 
 
 def _file_of(row: Row) -> str:
     return f"instances/{row['category_id']}/{row['instance_id']}.png"
 
 
-def read_pool_rows(root: Path) -> dict[str, Row]:
-    """Return a pool's rows by `instance_id`; of rows with the same id the last one counts.
-
-    Raises:
-        PoolError: The folder is not a pool of this schema, or its manifest is malformed.
-    """
-    _read_meta(root)
-    try:
-        return {row["instance_id"]: row for _, row in read_rows(root / "manifest.jsonl")}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError) as error:
-        raise PoolError(f"malformed pool manifest: {error}") from None
-
-
-def _read_meta(root: Path) -> dict[str, Any]:
-    path = root / "meta.json"
-    try:
-        meta = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise PoolError(f"{root} is not an instance pool: it has no meta.json") from None
-    except ValueError as error:
-        raise PoolError(f"{path} is not JSON ({error})") from None
-    schema = meta.get("schema") if isinstance(meta, dict) else None
-    if schema != SCHEMA:
-        raise PoolError(f"{path}: schema must be {SCHEMA!r}, got {schema!r}")
-    return dict(meta)
-
-
 def _is_continued(root: Path, settings: Mapping[str, Any]) -> bool:
     """Tell whether the folder holds a pool of exactly these settings; refuse any other pool."""
-    if not (root / "meta.json").exists():
-        if (root / "manifest.jsonl").exists():
-            raise PoolError(f"{root} has a manifest.jsonl but no meta.json; choose another folder")
+    if not (root / META_NAME).exists():
+        if (root / MANIFEST_NAME).exists():
+            raise PoolError(
+                f"{root} has a {MANIFEST_NAME} but no {META_NAME}; choose another folder"
+            )
         return False
-    meta = _read_meta(root)
+    meta = read_pool_meta(root)
     before = _flatten({key: meta.get(key) for key in settings})
     now = _flatten(settings)
     differences = [

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from bsgal_mask._clip import Clip
 from bsgal_mask._clip_choice import on_plain
-from bsgal_mask._files import sha256_of, stays_inside, write_atomically
-from bsgal_mask._images import read_image
+from bsgal_mask._files import read_file, sha256_of, stays_inside, write_atomically
+from bsgal_mask._images import decode_image
 from bsgal_mask._segmenter import Image
 from bsgal_mask.errors import RealCropError
 
@@ -251,7 +251,7 @@ def _crops(objects: Sequence[_Object], max_image_px: int) -> Iterator[Image]:
         if found.image != path:
             path = found.image
             try:
-                image = read_image(path, max_image_px=max_image_px)
+                image = decode_image(read_file(path), max_image_px=max_image_px)
             except ValueError as error:
                 raise RealCropError(f"{path}: {error}") from None
         yield _crop(image, found)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bsgal_mask._jsonl import Row
-from bsgal_mask._pool_writer import read_pool_rows
+from bsgal_mask._pool_rows import read_pool_rows
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,4 +1,4 @@
-"""Command line: `bsgal-mask run`, `bsgal-mask summary` and `bsgal-mask install-u2netp`."""
+"""Command line: `bsgal-mask run`, `summary`, `verify` and `install-u2netp`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from bsgal_mask import __version__, build_pool, install_u2netp, summarise_pool
+from bsgal_mask import (
+    PoolError,
+    __version__,
+    build_pool,
+    install_u2netp,
+    summarise_pool,
+    verify_pool,
+)
 from bsgal_mask._build import count_open
 from bsgal_mask._run_options import add_run_options, pool_settings
 
@@ -40,6 +47,16 @@ def _parser() -> argparse.ArgumentParser:
     summary = commands.add_parser("summary", help="count what a pool keeps and drops")
     summary.add_argument("pool", metavar="POOL", type=Path, help="folder of the pool")
     summary.set_defaults(action=lambda options: print(summarise_pool(options.pool)))
+    check = commands.add_parser(
+        "verify",
+        help="compare a pool's files with its manifest",
+        description=(
+            "Read every kept instance's file and compare its hash, size and kind with the "
+            "manifest. Nothing is changed. Exits with 1 if an instance is missing or damaged."
+        ),
+    )
+    check.add_argument("pool", metavar="POOL", type=Path, help="folder of the pool")
+    check.set_defaults(action=_verify)
     install = commands.add_parser(
         "install-u2netp",
         help="fetch the u2netp model",
@@ -73,6 +90,19 @@ def _run(options: argparse.Namespace) -> None:
     settings = pool_settings(options)
     progress = None if options.quiet else _ProgressLine()
     print(build_pool(options.image_set, options.out, **settings, progress=progress))
+
+
+def _verify(options: argparse.Namespace) -> None:
+    report = verify_pool(options.pool)
+    for instance_id, damage in report.damaged.items():
+        print(f"{instance_id}: {damage}")
+    if report.damaged:
+        n_damaged = len(report.damaged)
+        raise PoolError(
+            f"{n_damaged} of {report.n_checked} kept instances {'is' if n_damaged == 1 else 'are'} "
+            "damaged; the command that made the pool makes them again"
+        )
+    print(f"{report.n_checked} kept instances: all whole")
 
 
 class _ProgressLine:
