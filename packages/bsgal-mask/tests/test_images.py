@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import contextlib
 import io
 
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from bsgal_mask import ImageError
 from bsgal_mask._files import read_file
@@ -55,6 +56,29 @@ def test_a_file_pillow_itself_calls_a_bomb_is_refused_without_a_warning(tmp_path
 def test_a_missing_file_is_named_so(tmp_path):
     with pytest.raises(ImageError, match=r"cannot read the file \(No such file"):
         read_image(tmp_path / "absent.png", max_image_px=100)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_an_image_is_turned_upright_as_its_exif_says(kind, orientation):
+    picture = Image.new("RGB", (24, 16), "white")
+    picture.paste("navy", (0, 0, 16, 4))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    picture.save(stream, kind, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(stream)).convert("RGB"))
+    image = decode_image(stream.getvalue(), max_image_px=1000)
+    np.testing.assert_array_equal(image, expected)
+    assert image.shape == ((24, 16, 3) if 5 <= orientation <= 8 else (16, 24, 3))
+
+
+@pytest.mark.parametrize("exif", [b"", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x09", b"\xff" * 40])
+def test_damaged_exif_is_an_image_error_or_harmless(exif):
+    stream = io.BytesIO()
+    Image.new("RGB", (24, 16), "white").save(stream, "PNG", exif=exif)
+    with contextlib.suppress(ImageError):
+        assert decode_image(stream.getvalue(), max_image_px=1000).shape == (16, 24, 3)
 
 
 @pytest.mark.parametrize("channels", [3, 4])

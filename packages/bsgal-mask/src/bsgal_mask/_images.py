@@ -8,8 +8,8 @@ import warnings
 import zlib
 
 import numpy as np
+from PIL import ExifTags, UnidentifiedImageError
 from PIL import Image as PillowImage
-from PIL import UnidentifiedImageError
 
 from bsgal_mask._segmenter import Image
 from bsgal_mask.errors import ImageError
@@ -21,10 +21,20 @@ _DECODING_ERRORS = (
     OSError, SyntaxError, ValueError, EOFError, KeyError, TypeError, IndexError, OverflowError,
     struct.error, zlib.error,
 )  # fmt: skip
+# What makes a picture upright, by its EXIF orientation; 1 is upright, others are undefined.
+_UPRIGHT = {
+    2: PillowImage.Transpose.FLIP_LEFT_RIGHT,
+    3: PillowImage.Transpose.ROTATE_180,
+    4: PillowImage.Transpose.FLIP_TOP_BOTTOM,
+    5: PillowImage.Transpose.TRANSPOSE,
+    6: PillowImage.Transpose.ROTATE_270,
+    7: PillowImage.Transpose.TRANSVERSE,
+    8: PillowImage.Transpose.ROTATE_90,
+}
 
 
 def decode_image(content: bytes, *, max_image_px: int) -> Image:
-    """Decode an image file as RGB.
+    """Decode an image file as RGB, turned upright as its EXIF orientation says.
 
     Args:
         content: A PNG, JPEG or WebP file; alpha is ignored. Of PNG files with colour and 16 bits
@@ -48,7 +58,9 @@ def decode_image(content: bytes, *, max_image_px: int) -> Image:
                 raise ImageError(f"{width} x {height} pixels, the limit is {max_image_px} pixels")
             if picture.mode not in _EIGHT_BIT_MODES:
                 raise ImageError(f"colour mode {picture.mode}, 8 bits per channel are required")
-            return np.array(picture.convert("RGB"))
+            turn = _UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+            upright = picture if turn is None else picture.transpose(turn)
+            return np.array(upright.convert("RGB"))
     except PillowImage.DecompressionBombError as error:
         raise ImageError(str(error)) from None
     except ImageError:
