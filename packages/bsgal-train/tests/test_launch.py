@@ -143,6 +143,56 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
         time.sleep(0.1)
 
 
+_LEAVING = """
+import atexit, os, time
+
+# What a backend does at its end, and at that of the process, may wait for the other processes.
+atexit.register(time.sleep, 1000)
+
+import torch.distributed as dist
+
+from bsgal_train import processes
+from bsgal_train.launch import joined
+
+dist.destroy_process_group = lambda: time.sleep(1000)
+with joined():
+    processes.wait_for_all()
+    if os.environ["RANK"] == "1":
+        raise RuntimeError("the disk is gone")
+    # As in an exchange that does not notice.
+    time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize("starter", ["bsgal-train", "torchrun"])
+def test_a_process_that_fails_waits_for_nobody(starter: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(_LEAVING)
+    launcher = (
+        "from bsgal_train import launch\n"
+        f"launch._COMMAND = ({sys.executable!r}, {str(program)!r})\n"
+        "launch.run_processes([], launch.Placement(processes=2), 0)\n"
+    )
+    arguments = {
+        "bsgal-train": ["-c", launcher],
+        "torchrun": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program],
+    }
+
+    with subprocess.Popen(
+        [sys.executable, *arguments[starter]], stderr=subprocess.PIPE, text=True
+    ) as run:
+        try:
+            _, errors = run.communicate(timeout=120)
+        except subprocess.TimeoutExpired:
+            run.terminate()
+            raise
+
+    assert run.returncode == 1
+    assert "RuntimeError: the disk is gone" in errors
+    if starter == "bsgal-train":
+        assert "process 1 of 2 failed (exit code 1, see its message)" in errors
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -7,6 +7,7 @@ Every process is the same command with torchrun's environment variables (`RANK`,
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
@@ -15,9 +16,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import TracebackType
 
 from bsgal_train.errors import ProcessDiedError
 
@@ -121,7 +123,12 @@ def run_processes(arguments: Sequence[str], placement: Placement, n_threads: int
 
 @contextmanager
 def joined() -> Iterator[None]:
-    """Join the processes of this run, if it has several, for the length of the block."""
+    """Join the processes of this run, if it has several, for the length of the block.
+
+    On an error the group stays as it is, and the process ends without it once the error has been
+    told: ending a group waits for the other processes, which may be waiting for this one. Whoever
+    started the processes sees one that failed, and ends the others.
+    """
     if not is_part_of_a_run():
         yield
         return
@@ -133,10 +140,28 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, timeout=timedelta(minutes=_TIMEOUT_MIN))
-    try:
+    with ExitStack() as stack:
+        stack.push(_leave)
         yield
-    finally:
+
+
+def _leave(
+    kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Leave the group with all others at the end of a run, alone on an error."""
+    import torch.distributed as dist
+
+    if kind is None:
         dist.destroy_process_group()
+    else:
+        # After the error's message, and before what torch does at the end of a process.
+        atexit.register(_end_at_once, 130 if issubclass(kind, KeyboardInterrupt) else 1)
+
+
+def _end_at_once(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _end_with_launcher() -> None:
