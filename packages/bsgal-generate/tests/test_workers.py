@@ -140,7 +140,7 @@ def test_missing_ray_is_said_with_its_remedy(
 def facts(**changes: Any) -> PipelineFacts:
     values: dict[str, Any] = {
         "sampling": {"num_inference_steps": 1, "guidance_scale": 1.0},
-        "pipeline": {"class": "Stub"},
+        "pipeline": {"class": "Stub", "dtype": "float32", "scheduler": {"class": "Stub"}},
         "model": {"id": "stub", "revision": None, "weight_hash": "sha256:0"},
         "versions": {"torch": "2"},
         "device": "cpu",
