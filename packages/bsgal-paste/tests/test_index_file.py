@@ -46,6 +46,31 @@ def test_a_changed_manifest_makes_a_new_index(write_pool, any_size_is_large):
     assert len(InstancePool.open(root)) == 1
 
 
+def test_no_damage_to_an_index_gives_other_instances(write_pool, any_size_is_large, caplog):
+    root = write_pool([{"category_id": 1 + i % 3} for i in range(9)])
+    expected = listing(InstancePool.open(root))
+    path = root / "manifest.index"
+    content = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for trial in range(120):
+        damaged = bytearray(content)
+        place = int(rng.integers(len(content)))
+        if trial % 3 == 0:
+            del damaged[place:]
+        elif trial % 3 == 1:
+            damaged[place] ^= 1 << int(rng.integers(8))
+        else:
+            damaged[place : place + 16] = rng.bytes(16)
+        path.write_bytes(damaged)
+        caplog.clear()
+        pool = InstancePool.open(root)
+        assert listing(pool) == expected
+        assert pool.read(3).instance_id == expected[3][0]
+        assert len(caplog.records) == 1
+        assert "manifest.index is made again" in caplog.text
+        assert path.read_bytes() == content
+
+
 @pytest.mark.parametrize("damage", [b"", b"{}\n", b"[]\n", b"\xff\xfe", "half"])
 def test_a_damaged_index_is_made_again(write_pool, any_size_is_large, damage):
     root = write_pool([{}, {}])

@@ -1,15 +1,26 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import json
+import os
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
-from bsgal_paste import CorruptInstanceError, EmptyPoolError, InstancePool, PoolFormatError
+from bsgal_paste import (
+    CorruptInstanceError,
+    EmptyPoolError,
+    InstancePool,
+    PoolFormatError,
+    open_folder_pool,
+)
 from bsgal_paste._pool_index import StringTable, safe_relative_path
 
 
@@ -98,6 +109,23 @@ def test_a_pool_without_kept_rows_is_an_error(write_pool):
         ({"label_mask_threshold": 256}, "line 2: label_mask_threshold must be"),
         ({"category_name": "other"}, "line 2: category 1 is called 'other'"),
         ({"file": "../secret.png"}, "line 2: file '../secret.png' must be a relative path"),
+        ({"file": "a.png|b.png"}, r"line 2: file 'a.png\|b.png' must be a relative path"),
+        ({"file": "a\0.png"}, r"line 2: file 'a\\x00.png' must be a relative path"),
+        ({"category_id": True}, "line 2: category_id must be int, 0 to .* got True"),
+        (
+            {"category_id": 2**63},
+            "line 2: category_id must be int, 0 to .* got 9223372036854775808",
+        ),
+        ({"category_id": -1}, "line 2: category_id must be int, 0 to .* got -1"),
+        ({"category_name": "\ud800"}, r"line 2: category_name must be str .* got '\\ud800'"),
+        ({"label_mask_threshold": None}, "line 2: label_mask_threshold must be .* got None"),
+        ({"label_mask_threshold": True}, "line 2: label_mask_threshold must be"),
+        ({"bbox_xywh": [0, 0, 24]}, "line 2: bbox_xywh must be 4 whole numbers"),
+        ({"bbox_xywh": [0, 0, 24, 0]}, "line 2: bbox_xywh must be 4 whole numbers"),
+        ({"bbox_xywh": [0, 0, 24.5, 20]}, "line 2: bbox_xywh must be 4 whole numbers"),
+        ({"bbox_xywh": [0, 0, 1e400, 20]}, "line 2: (not valid JSON|bbox_xywh must be)"),
+        ({"sha256": "0" * 63}, "line 2: sha256 must be 64 hexadecimal digits or null"),
+        ({"status": "dropped", "category_id": None}, "line 2: category_id must be int"),
     ],
 )
 def test_a_bad_row_is_named_by_its_line(write_pool, row, message):
@@ -110,6 +138,24 @@ def test_a_line_that_is_no_json_is_named(write_pool):
     manifest = root / "manifest.jsonl"
     manifest.write_text("{oops\n" + manifest.read_text())
     with pytest.raises(PoolFormatError, match="line 1: not valid JSON"):
+        InstancePool.open(root)
+
+
+def test_a_category_may_have_the_id_0(write_pool):
+    assert InstancePool.open(write_pool([{"category_id": 0}])).category_ids.tolist() == [0]
+
+
+@pytest.mark.parametrize("path", [None, 5, 1.5, b"pool", ["pool"], {}, "a\0b"])
+def test_what_is_no_path_is_refused(path):
+    with pytest.raises((TypeError, ValueError), match="`path` must be a path, got"):
+        InstancePool.open(path)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "\ufeff{}", "[]", "NaN", ""])
+def test_a_malformed_meta_file_is_named(write_pool, content):
+    root = write_pool([{}])
+    (root / "meta.json").write_text(content)
+    with pytest.raises(PoolFormatError, match=r"meta.json(: not valid JSON| has schema None)"):
         InstancePool.open(root)
 
 
@@ -159,6 +205,112 @@ def test_a_damaged_image_is_either_read_or_named_never_another_error(write_pool)
         except CorruptInstanceError:
             n_refused += 1
     assert n_refused > 50
+
+
+def hashed_row(disc) -> dict:
+    content = io.BytesIO()
+    Image.fromarray(disc(20, 24, (0, 100, 100))).save(content, "PNG")
+    return {"sha256": hashlib.sha256(content.getvalue()).hexdigest(), "bbox_xywh": [3, 4, 24, 20]}
+
+
+def test_a_file_that_the_row_does_not_describe_is_refused(write_pool, disc):
+    root = write_pool([hashed_row(disc)])
+    path = root / "instances/1/i000.png"
+    pool = InstancePool.open(root)
+    assert pool.read(0).rgba.shape == (20, 24, 4)
+    Image.fromarray(disc(20, 24, (9, 9, 9))).save(path)
+    with pytest.raises(CorruptInstanceError, match="its SHA-256 differs"):
+        pool.read(0)
+    root = write_pool([{"bbox_xywh": [3, 4, 24, 21]}], "other")
+    with pytest.raises(CorruptInstanceError, match="it has 24 x 20 px, its row says 24 x 21"):
+        InstancePool.open(root).read(0)
+
+
+def with_header(png: bytes, width: int, height: int) -> bytes:
+    """Give a PNG another size in its header, with the header's checksum as it must be."""
+    header = png[12:16] + struct.pack(">II", width, height) + png[24:29]
+    return png[:12] + header + struct.pack(">I", zlib.crc32(header)) + png[33:]
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda png: with_header(png, 1, 1), "more pixels than the 1 x 1"),
+        (lambda png: with_header(png, 24, 19), "more pixels than the 24 x 19"),
+        (lambda png: with_header(png, 24, 21), "fewer pixels than the 24 x 21"),
+        (lambda png: with_header(png, 0, 20), "the header says 0 x 20"),
+        (lambda png: with_header(png, 60_000, 60_000), "60000 x 60000 px is over the limit"),
+        (lambda png: png[:-9], "it is cut off"),
+        (lambda png: png[:20], "it is no PNG, or cut off in its header"),
+        (lambda png: png[:60] + bytes([png[60] ^ 1]) + png[61:], "a checksum in it is wrong"),
+    ],
+)
+def test_a_png_that_lies_is_refused_without_a_row_that_says_so(write_pool, damage, message):
+    root = write_pool([{}])
+    path = root / "instances/1/i000.png"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CorruptInstanceError, match=message):
+        InstancePool.open(root).read(0)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("width", [1, 3, 8, 24])
+def test_a_whole_png_is_read(tmp_path, width, interlaced):
+    rgba = np.random.default_rng(0).integers(0, 256, (9, width, 4), dtype=np.uint8)
+    content = adam7_png(rgba) if interlaced else saved_png(rgba)
+    (tmp_path / "cup").mkdir()
+    (tmp_path / "cup" / "a.png").write_bytes(content)
+    np.testing.assert_array_equal(open_folder_pool(tmp_path).read(0).rgba, rgba)
+
+
+def saved_png(rgba: np.ndarray) -> bytes:
+    content = io.BytesIO()
+    Image.fromarray(rgba).save(content, "PNG")
+    return content.getvalue()
+
+
+def adam7_png(rgba: np.ndarray) -> bytes:
+    """Write an interlaced PNG, which Pillow reads and does not write."""
+    # First row, step of rows, first column, step of columns.
+    passes = [(0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2)]
+    raw = b""
+    for top, step_y, left, step_x in [*passes, (1, 2, 0, 1)]:
+        part = rgba[top::step_y, left::step_x]
+        if part.size:
+            raw += b"".join(b"\0" + row.tobytes() for row in part)
+    header = struct.pack(">IIBBBBB", rgba.shape[1], rgba.shape[0], 8, 6, 0, 0, 1)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(raw)), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def test_what_is_no_regular_file_is_refused_not_waited_for(write_pool):
+    root = write_pool([{}])
+    path = root / "instances/1/i000.png"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CorruptInstanceError, match="no regular file"):
+        InstancePool.open(root).read(0)
+
+
+def test_a_link_to_itself_is_refused(write_pool):
+    root = write_pool([{}])
+    path = root / "instances/1/i000.png"
+    path.unlink()
+    path.symlink_to(path)
+    with pytest.raises(CorruptInstanceError, match="cannot be read"):
+        InstancePool.open(root).read(0)
+
+
+def test_a_damaged_image_is_refused_whatever_pillow_was_told(write_pool, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    root = write_pool([{}])
+    path = root / "instances/1/i000.png"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(CorruptInstanceError, match="cut off"):
+        InstancePool.open(root).read(0)
 
 
 def test_an_image_that_is_not_rgba_is_refused(write_pool):

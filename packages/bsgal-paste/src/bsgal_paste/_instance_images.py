@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,11 +13,13 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from bsgal_paste._arrays import ByteArray
 from bsgal_paste._cutout import weighted_by_alpha
 from bsgal_paste._lvis import read_annotated_image
+from bsgal_paste._paths import read_file_inside
+from bsgal_paste._png import SIGNATURE, check_png, png_size_wh
 from bsgal_paste._pool_index import PoolIndex
 from bsgal_paste.errors import AnnotationError, CorruptInstanceError
 
@@ -38,14 +44,24 @@ class InstanceImages(Protocol):
 class FileImages:
     """Read RGBA image files below a folder, or pairs `image|mask` as X-Paste's pools have them.
 
+    A file is compared with the hash that the index has of it. A PNG without one is checked itself.
+
     Args:
         root: The folder.
         index: Names the files.
         max_image_pixels: An image with more pixels than this is refused unread.
         listed_in: The file that lists the images, for messages.
+
+    Raises:
+        TypeError: `max_image_pixels` is no integer.
+        ValueError: It is not positive.
     """
 
     def __init__(self, root: Path, index: PoolIndex, max_image_pixels: int, listed_in: str) -> None:
+        if type(max_image_pixels) is not int:
+            raise TypeError(
+                f"`max_image_pixels` must be an int, got {type(max_image_pixels).__name__}"
+            )
         if max_image_pixels < 1:
             raise ValueError(f"`max_image_pixels` must be positive, got {max_image_pixels}")
         self._root = root
@@ -66,12 +82,19 @@ class FileImages:
         """Read one image.
 
         Raises:
-            CorruptInstanceError: The file is missing, outside the folder, truncated, too large
-                or not RGBA.
+            CorruptInstanceError: The file is missing, outside the folder, truncated, too large,
+                not RGBA, or not the one that the index describes.
         """
         image, _, mask = self._index.files[row].partition("|")
         if not mask:
-            return self._decode(row, image, ("RGBA",))
+            rgba = self._decode(row, image, ("RGBA",), int(self._index.hashes[row]))
+            width, height = self._index.sizes_wh[row].tolist()
+            if width and rgba.shape[:2] != (height, width):
+                raise self._corrupt(
+                    row, image, f"it has {rgba.shape[1]} x {rgba.shape[0]} px, its row says "
+                    f"{width} x {height}"
+                )  # fmt: skip
+            return rgba
         rgb = self._decode(row, image, ("RGB", "RGBA", "L", "P"))
         alpha = self._decode(row, mask, ("L", "1", "RGB"))
         try:
@@ -87,28 +110,32 @@ class FileImages:
         """
         return weighted_by_alpha(self.read(row))
 
-    def _decode(self, row: int, file: str, modes: tuple[str, ...]) -> ByteArray:
-        path = self._root / file
-        if not path.resolve().is_relative_to(self._root.resolve()):
-            raise self._corrupt(row, file, "the file lies outside the pool's folder")
+    def _decode(self, row: int, file: str, modes: tuple[str, ...], file_hash: int = 0) -> ByteArray:
+        limit = self._max_image_pixels
         try:
-            with Image.open(path) as image:
-                width, height = image.size
-                if width * height > self._max_image_pixels:
-                    raise self._corrupt(
-                        row,
-                        file,
-                        f"{width} x {height} px is over the limit of {self._max_image_pixels} "
-                        "pixels (`max_image_pixels`)",
+            # Twice what the largest image takes uncompressed, of 16 bits a channel.
+            content = read_file_inside(self._root, file, 16 * limit + 2**20)
+            if file_hash:
+                digest = hashlib.sha256(content).digest()
+                if int.from_bytes(digest[:8], "big") != file_hash:
+                    raise ValueError(
+                        "it is not the file that was listed (its SHA-256 differs): it was damaged "
+                        "or replaced"
                     )
+            is_png = content.startswith(SIGNATURE)
+            # Before Pillow sees it, which warns of large images and decodes damaged ones.
+            if is_png:
+                _check_size(png_size_wh(content), limit)
+            if is_png and not file_hash:
+                check_png(content)
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+                _check_size(image.size, limit)
                 if image.mode not in modes:
-                    raise self._corrupt(
-                        row, file, f"the image must be {' or '.join(modes)}, it is {image.mode}"
-                    )
-                if modes[0] == "RGBA":
-                    return np.asarray(image)
-                return np.asarray(image.convert(modes[0]))
-        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+                    raise ValueError(f"the image must be {' or '.join(modes)}, it is {image.mode}")
+                return np.asarray(image if modes == ("RGBA",) else image.convert(modes[0]))
+        except UnidentifiedImageError:
+            raise self._corrupt(row, file, f"it is none of {', '.join(_FORMATS)}") from None
+        except _DECODING_ERRORS as error:
             raise self._corrupt(row, file, str(error)) from error
 
     def _corrupt(self, row: int, file: str, problem: str) -> CorruptInstanceError:
@@ -118,6 +145,22 @@ class FileImages:
             instance_id,
             f"instance {instance_id!r} ({line}{self._root / self._listed_in}) cannot be read from "
             f"{self._root / file}: {problem}",
+        )
+
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+# What Pillow's decoders raise when a file is damaged.
+_DECODING_ERRORS = (
+    OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
+)  # fmt: skip
+
+
+def _check_size(size_wh: tuple[int, int], max_image_pixels: int) -> None:
+    if size_wh[0] * size_wh[1] > max_image_pixels:
+        raise ValueError(
+            f"{size_wh[0]} x {size_wh[1]} px is over the limit of {max_image_pixels} pixels "
+            "(`max_image_pixels`)"
         )
 
 

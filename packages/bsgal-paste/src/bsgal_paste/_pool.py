@@ -15,7 +15,8 @@ import numpy.typing as npt
 from bsgal_paste._arrays import ByteArray, IntArray
 from bsgal_paste._index_file import open_index
 from bsgal_paste._instance_images import ArrayImages, FileImages, InstanceImages
-from bsgal_paste._names import CategoryLike, NameMatcher, category_names
+from bsgal_paste._names import CategoryLike, NameMatcher, category_names, is_category_id
+from bsgal_paste._paths import as_path
 from bsgal_paste._pool_index import PoolIndex, StringTable, read_pool_meta
 from bsgal_paste.errors import EmptyPoolError, NoCommonCategoryError
 
@@ -129,7 +130,7 @@ class InstancePool:
             PoolFormatError: No pool, another schema version, or a malformed row.
             EmptyPoolError: No row of the pool is kept.
         """
-        root = Path(path)
+        root = as_path(path, "path")
         meta = read_pool_meta(root)
         index = open_index(root)
         if not len(index.instance_ids):
@@ -159,8 +160,9 @@ class InstancePool:
             label_mask_threshold: A pixel belongs to the object where alpha >= this, 0-255.
 
         Raises:
-            TypeError: An image is not uint8.
-            ValueError: Lengths differ, an image is not RGBA, ids repeat, or a bad threshold.
+            TypeError: An image is not uint8, or an instance id no text.
+            ValueError: Lengths differ, an image is not RGBA, ids repeat, or an id or the threshold
+                is out of range.
         """
         n = len(rgba_images)
         ids = [f"memory-{i}" for i in range(n)] if instance_ids is None else list(instance_ids)
@@ -169,8 +171,12 @@ class InstancePool:
                 f"{n} images need {n} `category_ids` and `instance_ids`, "
                 f"got {len(category_ids)} and {len(ids)}"
             )
+        if not all(isinstance(i, str) for i in ids):
+            raise TypeError("`instance_ids` must be texts")
         if len(set(ids)) != n:
             raise ValueError("`instance_ids` must be unique")
+        if not all(is_category_id(i) for i in category_ids):
+            raise ValueError(f"`category_ids` must be integers from 0 to 2^63 - 1: {category_ids}")
         if not 0 <= label_mask_threshold <= 255:
             raise ValueError(f"`label_mask_threshold` must be 0-255, got {label_mask_threshold}")
         order = sorted(range(n), key=lambda i: (category_ids[i], ids[i]))
@@ -180,6 +186,8 @@ class InstancePool:
             category_ids=np.array([category_ids[i] for i in order], dtype=np.int64),
             label_mask_thresholds=np.full(n, label_mask_threshold, dtype=np.uint8),
             files=StringTable.of([""] * n),
+            sizes_wh=np.zeros((n, 2), dtype=np.int32),
+            hashes=np.zeros(n, dtype=np.uint64),
             lines=np.zeros(n, dtype=np.int32),
             category_names={c: names.get(c, str(c)) for c in sorted(set(category_ids))},
             n_dropped=0,

@@ -7,16 +7,19 @@ of arrays (about 100 bytes per instance, mostly the two strings), not a list of 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from bsgal_paste._arrays import ByteArray, IntArray
+from bsgal_paste._manifest import parse_json, read_rows
+from bsgal_paste._names import is_category_id
 from bsgal_paste.errors import PoolFormatError
 
 POOL_SCHEMA = "bsgal.instance_pool/1"
@@ -32,7 +35,8 @@ class StringTable:
     @classmethod
     def of(cls, strings: Sequence[str]) -> StringTable:
         """Pack the strings."""
-        encoded = [string.encode() for string in strings]
+        # A name on a disk may hold bytes that are no UTF-8, which Python keeps as surrogates.
+        encoded = [string.encode(errors="surrogateescape") for string in strings]
         ends = np.cumsum([len(string) for string in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
 
@@ -41,7 +45,7 @@ class StringTable:
 
     def __getitem__(self, index: int) -> str:
         start = int(self.ends[index - 1]) if index else 0
-        return self.data[start : int(self.ends[index])].tobytes().decode()
+        return self.data[start : int(self.ends[index])].tobytes().decode(errors="surrogateescape")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,10 @@ class PoolIndex:
     label_mask_thresholds: ByteArray
     files: StringTable
     """Image files relative to the pool's folder; empty strings for a pool in memory."""
+    sizes_wh: npt.NDArray[np.int32]
+    """Width and height that each image must have `(n, 2)`, in pixels; 0 where that is not known."""
+    hashes: npt.NDArray[np.uint64]
+    """First 64 bits of the SHA-256 that each file must have; 0 where that is not known."""
     lines: npt.NDArray[np.int32]
     """Line of each row in the manifest, from 1, for messages."""
     category_names: dict[int, str]
@@ -76,9 +84,9 @@ def read_pool_meta(root: Path) -> dict[str, Any]:
             "give the folder that `bsgal-mask run --out` wrote"
         )
     try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = parse_json(path.read_bytes())
     except ValueError as error:
-        raise PoolFormatError(f"{path} is not valid JSON: {error}") from error
+        raise PoolFormatError(f"{path}: {error}") from None
     schema = meta.get("schema") if isinstance(meta, dict) else None
     if schema != POOL_SCHEMA:
         raise PoolFormatError(
@@ -95,40 +103,115 @@ def read_pool_index(manifest: Path) -> PoolIndex:
         PoolFormatError: A row is malformed or leaves the pool's folder.
     """
     digest = hashlib.sha256()
-    rows: dict[str, tuple[int, str, int, str, int] | None] = {}
+    rows: dict[str, PoolRow | None] = {}
     names: dict[int, str] = {}
-    for line, row in _json_lines(manifest, digest):
+    for line, fields in read_rows(manifest, PoolFormatError, digest):
         where = f"{manifest}, line {line}"
-        instance_id = _field(row, "instance_id", str, where)
-        if _status(row, where) == "dropped":
-            rows[instance_id] = None
+        row = checked_row(fields, line, where)
+        if fields["status"] == "dropped":
+            rows[row.instance_id] = None
             continue
-        category_id = _field(row, "category_id", int, where)
-        name = _field(row, "category_name", str, where)
-        if names.setdefault(category_id, name) != name:
+        name = fields["category_name"]
+        if names.setdefault(row.category_id, name) != name:
             raise PoolFormatError(
-                f"{where}: category {category_id} is called {name!r}, "
-                f"but an earlier row calls it {names[category_id]!r}"
+                f"{where}: category {row.category_id} is called {name!r}, "
+                f"but an earlier row calls it {names[row.category_id]!r}"
             )
-        file = safe_relative_path(_field(row, "file", str, where), where)
-        threshold = row.get("label_mask_threshold", 128)
-        if type(threshold) is not int or not 0 <= threshold <= 255:
-            raise PoolFormatError(
-                f"{where}: label_mask_threshold must be an integer 0-255, got {threshold!r}"
-            )
-        rows[instance_id] = (category_id, instance_id, threshold, file, line)
+        rows[row.instance_id] = row
     kept = sorted(row for row in rows.values() if row is not None)
-    used = {row[0] for row in kept}
+    used = {row.category_id for row in kept}
     return PoolIndex(
-        instance_ids=StringTable.of([row[1] for row in kept]),
-        category_ids=np.array([row[0] for row in kept], dtype=np.int64),
-        label_mask_thresholds=np.array([row[2] for row in kept], dtype=np.uint8),
-        files=StringTable.of([row[3] for row in kept]),
-        lines=np.array([row[4] for row in kept], dtype=np.int32),
+        instance_ids=StringTable.of([row.instance_id for row in kept]),
+        category_ids=np.array([row.category_id for row in kept], dtype=np.int64),
+        label_mask_thresholds=np.array([row.label_mask_threshold for row in kept], dtype=np.uint8),
+        files=StringTable.of([row.file for row in kept]),
+        sizes_wh=np.array([row.size_wh for row in kept], dtype=np.int32).reshape(-1, 2),
+        hashes=np.array([row.hash for row in kept], dtype=np.uint64),
+        lines=np.array([row.line for row in kept], dtype=np.int32),
         category_names={key: names[key] for key in sorted(used)},
         n_dropped=len(rows) - len(kept),
         manifest_sha256=digest.hexdigest(),
     )
+
+
+class PoolRow(NamedTuple):
+    """Hold what a pool needs of a manifest's row, in the order that rows are sorted by."""
+
+    category_id: int
+    instance_id: str
+    label_mask_threshold: int
+    file: str
+    size_wh: tuple[int, int]
+    hash: int
+    line: int
+
+
+def checked_row(fields: dict[str, Any], line: int, where: str) -> PoolRow:
+    """Check a row against the schema of pool manifests; a dropped one may lack its file.
+
+    Raises:
+        PoolFormatError: A field is missing or wrong; the message names it and what it must be.
+    """
+    get: Callable[..., Any] = fields.get
+
+    def require(key: str, holds: bool, what: str) -> None:
+        if not holds:
+            raise PoolFormatError(f"{where}: {key} must be {what}, got {_shown(get(key))}")
+
+    status, instance_id, category_id = get("status"), get("instance_id"), get("category_id")
+    require("status", status in ("kept", "dropped"), "'kept' or 'dropped'")
+    require("instance_id", _is_text(instance_id), "str and not empty")
+    require("category_id", is_category_id(category_id), "int, 0 to 2^63 - 1")
+    require("category_name", _is_text(get("category_name")), "str and not empty")
+    file = get("file")
+    if status == "kept" or file is not None:
+        require("file", _is_text(file), "str and not empty")
+        safe_relative_path(file, where)
+    threshold = get("label_mask_threshold", 128)
+    in_range = type(threshold) is int and 0 <= threshold <= 255
+    require("label_mask_threshold", in_range, "an integer 0-255")
+    box = get("bbox_xywh")
+    require("bbox_xywh", box is None or _is_box(box), "4 whole numbers x, y, width, height or null")
+    sha256 = get("sha256")
+    is_hash = isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None
+    require("sha256", sha256 is None or is_hash, "64 hexadecimal digits or null")
+    return PoolRow(
+        category_id=category_id,
+        instance_id=instance_id,
+        label_mask_threshold=threshold,
+        file=file or "",
+        size_wh=(0, 0) if box is None else (int(box[2]), int(box[3])),
+        hash=0 if sha256 is None else int(sha256[:16], 16),
+        line=line,
+    )
+
+
+_SHA256 = re.compile("[0-9a-fA-F]{64}")
+
+
+def _is_text(value: object) -> bool:
+    # Half of a surrogate pair can be written in JSON, and is no text.
+    if not isinstance(value, str) or value == "":
+        return False
+    return value.isascii() or not _SURROGATE.search(value)
+
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def _is_box(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 4
+        and all(type(side) in (int, float) and math.isfinite(side) for side in value)
+        and all(side == int(side) and 0 <= side < 2**31 for side in value)
+        and min(value[2:]) >= 1
+    )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def safe_relative_path(file: str, where: str) -> str:
@@ -138,37 +221,10 @@ def safe_relative_path(file: str, where: str) -> str:
         PoolFormatError: It does not.
     """
     parts = PurePosixPath(file).parts
-    if not parts or ".." in parts or parts[0] == "/" or PureWindowsPath(file).anchor:
+    leaves = not parts or ".." in parts or parts[0] == "/" or PureWindowsPath(file).anchor
+    if leaves or "\0" in file or "|" in file:
         raise PoolFormatError(
-            f"{where}: file {file!r} must be a relative path inside the pool's folder"
+            f"{where}: file {_shown(file)} must be a relative path inside the pool's folder, "
+            "without '|'"
         )
     return file
-
-
-def _json_lines(path: Path, digest: hashlib._Hash) -> Iterator[tuple[int, dict[str, Any]]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            digest.update(line)
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                if not line.endswith(b"\n"):
-                    return  # a writer was stopped in the middle of its last row
-                raise PoolFormatError(f"{path}, line {number}: not valid JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise PoolFormatError(f"{path}, line {number}: expected an object, got {row!r}")
-            yield number, row
-
-
-def _status(row: dict[str, Any], where: str) -> str:
-    status = row.get("status")
-    if status not in ("kept", "dropped"):
-        raise PoolFormatError(f"{where}: status must be 'kept' or 'dropped', got {status!r}")
-    return str(status)
-
-
-def _field(row: dict[str, Any], key: str, kind: type, where: str) -> Any:
-    value = row.get(key)
-    if type(value) is not kind or value == "":
-        raise PoolFormatError(f"{where}: {key} must be {kind.__name__}, got {value!r}")
-    return value

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ import numpy as np
 
 from bsgal_paste._instance_images import AnnotatedObjects, FileImages
 from bsgal_paste._lvis import load_lvis
-from bsgal_paste._manifest import write_atomically
+from bsgal_paste._manifest import parse_json, write_atomically
 from bsgal_paste._names import CategoryLike, category_names
+from bsgal_paste._paths import as_path
 from bsgal_paste._pool import DEFAULT_MAX_IMAGE_PIXELS, InstancePool
 from bsgal_paste._pool_index import PoolIndex, StringTable, safe_relative_path
 from bsgal_paste.errors import EmptyPoolError, PoolFormatError
+
+_CLASS_INDEX = re.compile("[0-9]{1,18}")
 
 # Id, category id and file (or nothing) of an instance.
 _Row = tuple[int, str, str]
@@ -38,7 +43,7 @@ def open_folder_pool(
         FileNotFoundError: There is no such folder.
         EmptyPoolError: No folder in it holds a PNG.
     """
-    root = Path(path)
+    root = as_path(path, "path")
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}")
     names = sorted(entry.name for entry in root.iterdir() if any(entry.glob("*.png")))
@@ -82,20 +87,21 @@ def open_xpaste_pool(
             file outside of `image_root`.
         EmptyPoolError: It lists no instance.
     """
-    source = Path(path)
-    root = (source.parent if image_root is None else Path(image_root)).resolve()
-    content = source.read_bytes()
+    source = as_path(path, "path")
+    root = source.parent if image_root is None else as_path(image_root, "image_root")
+    root = Path(os.path.realpath(root))
+    content = _read_json_file(source)
     try:
-        listed = json.loads(content)
+        listed = parse_json(content)
     except ValueError as error:
-        raise PoolFormatError(f"{source} is not valid JSON: {error}") from error
+        raise PoolFormatError(f"{source}: {error}") from None
     if not isinstance(listed, dict):
         raise PoolFormatError(f"{source} must map class indices to lists of files")
     known = {category.category_id: category.name for category in category_names(categories)}
     rows: list[_Row] = []
     names: dict[int, str] = {}
     for key, files in listed.items():
-        if not key.isdecimal() or not isinstance(files, list):
+        if not _CLASS_INDEX.fullmatch(key) or not isinstance(files, list):
             raise PoolFormatError(f"{source}, key {key!r}: must be a class index with a list")
         category_id = int(key) + 1
         if files and category_id not in known:
@@ -104,10 +110,12 @@ def open_xpaste_pool(
             )
         for entry in files:
             where = f"{source}, class {key}"
-            if not isinstance(entry, str) or not (entry.startswith("*") or entry.count("|") == 1):
+            is_one = isinstance(entry, str) and entry.startswith("*")
+            if not isinstance(entry, str) or entry.count("|") != (0 if is_one else 1):
                 raise PoolFormatError(f"{where}: {entry!r} is neither '*file' nor 'image|mask'")
             parts = [_inside(part, root, where) for part in entry.removeprefix("*").split("|")]
-            rows.append((category_id, f"{category_id}/{parts[0]}", "|".join(parts)))
+            files_of_entry = "|".join(parts)
+            rows.append((category_id, f"{category_id}/{files_of_entry}", files_of_entry))
             names[category_id] = known[category_id]
     if not rows:
         raise EmptyPoolError(f"{source} lists no instance")
@@ -137,18 +145,16 @@ def open_any_pool(
         FileNotFoundError: There is nothing at `path`.
         ValueError: As the readers of each form raise, and if no category matches.
     """
-    source, wanted = Path(path), category_names(categories)
+    source, wanted = as_path(path, "path"), category_names(categories)
     if source.is_dir():
         if image_root is not None:
             raise ValueError(f"{source} is a folder, which takes no image root")
         is_pool = any((source / name).exists() for name in ("meta.json", "manifest.jsonl"))
         return (InstancePool.open(source) if is_pool else open_folder_pool(source)).match(wanted)
-    if not source.is_file():
-        raise FileNotFoundError(f"there is no pool {source}")
     try:
-        content = json.loads(source.read_bytes())
+        content = parse_json(_read_json_file(source))
     except ValueError as error:
-        raise PoolFormatError(f"{source} is not valid JSON: {error}") from error
+        raise PoolFormatError(f"{source}: {error}") from None
     if isinstance(content, dict) and "annotations" in content:
         return lvis_pool(content, image_root or source.parent).match(wanted)
     return open_xpaste_pool(source, wanted, image_root=image_root)
@@ -226,6 +232,12 @@ def _area_px(annotation: Mapping[str, Any]) -> float:
     return float(annotation.get("area", box[2] * box[3]))
 
 
+def _read_json_file(path: Path) -> bytes:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no pool {path}")
+    return path.read_bytes()
+
+
 def _inside(file: str, root: Path, where: str) -> str:
     path = Path(file)
     if path.is_absolute():
@@ -250,6 +262,8 @@ def _index(
         category_ids=np.array([row[0] for row in kept], dtype=np.int64),
         label_mask_thresholds=np.full(len(kept), 128, dtype=np.uint8),
         files=StringTable.of([row[2] for row in kept]),
+        sizes_wh=np.zeros((len(kept), 2), dtype=np.int32),
+        hashes=np.zeros(len(kept), dtype=np.uint64),
         lines=np.array([lines[i] for i in order], dtype=np.int32),
         category_names={category_id: names[category_id] for category_id in used},
         n_dropped=0,
