@@ -164,6 +164,70 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(dataset, pool_root, tmp_path, c
     assert contents(stopped) == contents(tmp_path / "whole")
 
 
+DAMAGES = {
+    "deleted": lambda content: None,
+    "emptied": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "flipped": lambda content: content[:-30] + bytes([content[-30] ^ 1]) + content[-29:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", ["images/000000000073_0.png", "annotations.json"])
+def test_a_damaged_output_is_made_again(dataset, pool_root, tmp_path, caplog, damage, file):
+    out = tmp_path / "out"
+    run(dataset, pool_root, out)
+    whole = contents(out)
+    changed = DAMAGES[damage](whole[file])
+    (out / file).unlink()
+    if changed is not None:
+        (out / file).write_bytes(changed)
+    is_image = file.endswith(".png")
+    for is_damaged in (True, False):
+        caplog.clear()
+        run(dataset, pool_root, out)
+        again = contents(out)
+        manifest = again.pop("manifest.jsonl")
+        assert again == {name: whole[name] for name in again}
+        assert again.keys() == whole.keys() - {"manifest.jsonl"}
+        assert manifest.count(b"\n") == (7 if is_image else 6), "made once, not at every run"
+        assert len(caplog.messages) == (is_image and is_damaged)
+
+
+@pytest.mark.parametrize(("old", "new"), [(b'"area": 7', b'"area": 8'), (b'"ok"', b'"no"')])
+def test_a_changed_row_is_made_again(dataset, pool_root, tmp_path, caplog, old, new):
+    out = tmp_path / "out"
+    run(dataset, pool_root, out)
+    whole = contents(out)
+    manifest = whole["manifest.jsonl"]
+    assert old in manifest
+    (out / "manifest.jsonl").write_bytes(manifest.replace(old, new, 1))
+    run(dataset, pool_root, out)
+    assert "1 images are missing or damaged and are made again" in caplog.text
+    assert contents(out)["annotations.json"] == whole["annotations.json"]
+    caplog.clear()
+    run(dataset, pool_root, out)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize("content", [b"", b'{"schema"', b"[]", b'"x"', b"\xff"])
+def test_a_damaged_meta_file_is_named(dataset, pool_root, tmp_path, content):
+    run(dataset, pool_root, tmp_path / "out")
+    (tmp_path / "out" / "meta.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"meta\.json"):
+        run(dataset, pool_root, tmp_path / "out")
+    (tmp_path / "out" / "meta.json").unlink()
+    with pytest.raises(ValueError, match="is not empty and was not written by `compose`"):
+        run(dataset, pool_root, tmp_path / "out")
+
+
+def test_a_run_killed_before_its_first_row_is_gone_on_with(dataset, pool_root, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.jsonl").touch()
+    (tmp_path / "out" / ".meta.json.7.tmp").write_bytes(b"{")
+    assert run(dataset, pool_root, tmp_path / "out").n_images == 6
+
+
 def test_a_killed_run_goes_on_to_the_same_bytes(dataset, pool_root, tmp_path):
     annotations = tmp_path / "a.json"
     annotations.write_text(json.dumps(dataset[0]))

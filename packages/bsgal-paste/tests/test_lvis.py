@@ -217,6 +217,17 @@ def test_an_image_that_is_missing_or_outside_is_named(tmp_path):
         image_path({"id": 7}, Path(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("a.png", np.uint16), ("a.tif", np.uint16), ("a.tif", np.int32), ("a.tif", np.float32)],
+)
+def test_a_photograph_of_more_than_8_bits_is_refused(tmp_path, name, dtype):
+    pixels = np.linspace(0, 65535, 200).reshape(10, 20).astype(dtype)
+    Image.fromarray(pixels).save(tmp_path / name)
+    with pytest.raises(AnnotationError, match=r"image 3: .* has more than 8 bits per pixel"):
+        read_annotated_image({**LVIS["images"][0], "file_name": name}, [], tmp_path)
+
+
 def test_a_photograph_over_the_size_limit_is_refused_unread(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((30, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
     monkeypatch.setattr(_lvis, "MAX_PHOTO_PIXELS", 1199)

@@ -3,12 +3,13 @@
 Layout of the output folder, for any framework that reads LVIS:
 
     meta.json        schema, settings, hashes of what went in
-    manifest.jsonl   one row per augmented image, appended when its file exists
+    manifest.jsonl   one row per augmented image with its hash, appended when its file exists
     images/          the images
     annotations.json LVIS v1, written last
 
-A run that was stopped goes on where its manifest ends. Each image draws from its own generator,
-seeded by (seed, copy, image id), so the result does not depend on the number of workers.
+A run that was stopped goes on where its manifest ends, and makes again what is missing or damaged.
+Each image draws from its own generator, seeded by (seed, copy, image id), so the result does not
+depend on the number of workers.
 """
 
 from __future__ import annotations
@@ -33,14 +34,15 @@ import numpy as np
 from PIL import Image
 
 from bsgal_paste._apply import PasteResult
+from bsgal_paste._composed_folder import opened_folder, sealed, whole_rows
 from bsgal_paste._composed_lvis import Job, composed_annotations
 from bsgal_paste._copy_paste import CopyPaste, sample_rng
 from bsgal_paste._lvis import Lvis, encode_mask, read_annotated_image
-from bsgal_paste._manifest import ManifestAppender, read_rows, write_atomically
+from bsgal_paste._manifest import write_atomically
 from bsgal_paste._polygons import mask_to_polygons
 from bsgal_paste.errors import AnnotationError
 
-COMPOSED_SCHEMA = "bsgal.composed/1"
+COMPOSED_SCHEMA = "bsgal.composed/2"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +126,6 @@ def compose(
     if n_workers < 1:
         raise ValueError(f"`n_workers` must be positive, got {n_workers}")
     root = Path(out_dir)
-    _prepare(root, _meta(lvis, paste, config, recipe))
-    manifest = root / "manifest.jsonl"
     grouped = lvis.annotations_by_image()
     jobs = [
         Job(copy, image, grouped[image["id"]])
@@ -133,18 +133,17 @@ def compose(
         for image in lvis.images
     ]
     work = _Worker(paste, Path(image_root), root, config, lvis.boxes_only)
-    with ManifestAppender(manifest) as appender:
-        read = read_rows(manifest, ValueError)
-        rows = {row["name"]: row for _, row in read if _is_done(row, root)}
+    with opened_folder(root, _meta(lvis, paste, config, recipe)) as appender:
+        rows = whole_rows(root, [job.name for job in jobs])
         open_jobs = [job for job in jobs if job.name not in rows]
         for row in _in_order(work, open_jobs, n_workers):
-            appender.append(row)
+            appender.append(sealed(row))
             rows[row["name"]] = row
             if progress is not None:
                 progress(len(rows), len(jobs))
-    ordered = [rows[job.name] for job in jobs]
-    annotations = composed_annotations(lvis, jobs, ordered)
-    write_atomically(root / "annotations.json", json.dumps(annotations).encode())
+        ordered = [rows[job.name] for job in jobs]
+        annotations = composed_annotations(lvis, jobs, ordered)
+        write_atomically(root / "annotations.json", json.dumps(annotations).encode())
     done = [row for row in ordered if row["status"] == "ok"]
     return ComposeSummary(
         n_images=len(done),
@@ -227,10 +226,6 @@ class _Worker:
         return entries
 
 
-def _is_done(row: Mapping[str, Any], root: Path) -> bool:
-    return bool(row["status"] == "ok" and (root / "images" / row["file"]).is_file())
-
-
 def _in_order(work: _Worker, jobs: Sequence[Job], n_workers: int) -> Iterator[dict[str, Any]]:
     if n_workers == 1:
         yield from map(work, jobs)
@@ -296,25 +291,3 @@ def _meta(
             "pool": card.manifest_sha256,
         },
     }
-
-
-def _prepare(root: Path, meta: dict[str, Any]) -> None:
-    path = root / "meta.json"
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
-        wanted = json.loads(json.dumps(meta))
-        differing = [key for key in ("schema", "config", "source") if found.get(key) != wanted[key]]
-        if differing:
-            raise ValueError(
-                f"{root} holds the output of another run ({', '.join(differing)} in meta.json "
-                "would change); give another folder, or the same settings"
-            )
-    elif root.exists() and any(entry.suffix != ".tmp" for entry in root.iterdir()):
-        raise ValueError(f"{root} is not empty and was not written by `compose`")
-    else:
-        # Before anything else, so that a run killed at once can be taken up again.
-        root.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(meta, indent=1).encode())
-    (root / "images").mkdir(exist_ok=True)
-    for leftover in [*root.glob(".*.tmp"), *(root / "images").glob(".*.tmp")]:
-        leftover.unlink()

@@ -207,6 +207,11 @@ def _read_rgb(path: Path, image: Mapping[str, Any]) -> ByteArray:
                     f"image {image['id']}: {path} has {opened.width} x {opened.height} px, over "
                     f"the limit of {MAX_PHOTO_PIXELS} pixels; make it smaller"
                 )
+            if opened.mode == "F" or opened.mode.startswith("I"):
+                raise AnnotationError(
+                    f"image {image['id']}: {path} has more than 8 bits per pixel (Pillow's mode "
+                    f"{opened.mode}), and does not say which value is white; save it with 8 bits"
+                )
             upright = ImageOps.exif_transpose(opened)
             pixels = np.asarray(upright.convert("RGB"))
     except AnnotationError:
