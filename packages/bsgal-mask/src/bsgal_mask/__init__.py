@@ -19,6 +19,7 @@ from bsgal_mask._clipseg import ClipSegSegmenter
 from bsgal_mask._edges import Edges
 from bsgal_mask._filters import AreaFilter, BlurFilter, BorderContactFilter, Filter, PartsFilter
 from bsgal_mask._image_set import ImageRow, ImageSet
+from bsgal_mask._own_alpha import AlphaSegmenter
 from bsgal_mask._sam import Sam, SamBackgroundSegmenter, SamBoxSegmenter
 from bsgal_mask._scores import confidence, intersection_over_union, sharpness
 from bsgal_mask._segmenter import Segmenter
@@ -38,6 +39,7 @@ from bsgal_mask.errors import (
 
 __all__ = [
     "AgreementChoice",
+    "AlphaSegmenter",
     "AreaFilter",
     "BlurFilter",
     "BorderContactFilter",

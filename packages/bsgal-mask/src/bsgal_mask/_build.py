@@ -21,7 +21,7 @@ from bsgal_mask._meta import META_NAME
 from bsgal_mask._method_runs import METHOD, NON_FINITE, MethodRuns
 from bsgal_mask._pool_rows import damage_of, read_pool_rows
 from bsgal_mask._pool_writer import PoolWriter
-from bsgal_mask._segmenter import Image, Segmenter
+from bsgal_mask._segmenter import Image, Segmenter, without_alpha
 from bsgal_mask._similarity import SimilarityRule
 from bsgal_mask._summary import PoolSummary, summarise_rows
 from bsgal_mask.errors import ImageError
@@ -222,7 +222,11 @@ def _cut_batch(
         _LOGGER.warning("dropped sample %s: %s", sample_id, reason)
     reasons |= failures
     segmented = [
-        Segmented(source=source, image=images[source.sample_id], masks=masks[source.sample_id])
+        Segmented(
+            source=source,
+            image=without_alpha(images[source.sample_id]),
+            masks=masks[source.sample_id],
+        )
         for source in sources
         if source.sample_id not in reasons
     ]

@@ -16,6 +16,7 @@ from bsgal_mask._filters import Filter
 from bsgal_mask._image_set import ImageRow
 from bsgal_mask._images import encode_rgba
 from bsgal_mask._jsonl import Row
+from bsgal_mask._own_alpha import AlphaSegmenter
 from bsgal_mask._scores import confidence
 from bsgal_mask._segmenter import Image, Segmenter, SoftMask
 from bsgal_mask._similarity import SimilarityRule
@@ -118,7 +119,10 @@ class Cutter:
             method.name: mask for method, mask in zip(self.methods, segmented.masks, strict=True)
         }
         image = segmented.image
-        alpha = _alpha_of(self.edges.refined(image, masks[chosen.method]))
+        mask = masks[chosen.method]
+        if chosen.method != AlphaSegmenter.name:
+            mask = self.edges.refined(image, mask)
+        alpha = _alpha_of(mask)
         alpha = self.clean_up.apply(alpha, self.label_mask_threshold)
         label = self._label(alpha)
         row = self.dropped(segmented.source, None) | {
@@ -154,7 +158,10 @@ class Cutter:
             return cut.row, None
         x, y, width, height = cut.row["bbox_xywh"]
         crop = slice(y, y + height), slice(x, x + width)
-        png = encode_rgba(self.edges.recoloured(cut.image, cut.alpha)[crop], cut.alpha[crop])
+        image = cut.image
+        if cut.row["method"] != AlphaSegmenter.name:
+            image = self.edges.recoloured(image, cut.alpha)
+        png = encode_rgba(image[crop], cut.alpha[crop])
         bar, score = self.choice.category_bar, cut.row["clip_score"]
         if bar is None or score is None or score >= bar.min_score:
             return cut.row | {"status": "kept"}, png

@@ -76,7 +76,7 @@ class ImageSet:
         return cls(root, hashlib.sha256(meta).hexdigest(), tuple(rows.values()))
 
     def read(self, row: ImageRow, *, max_image_px: int) -> Image:
-        """Return a row's image, uint8 RGB (H, W, 3), upright, checked against the row.
+        """Return a row's image, uint8 RGB (H, W, 3) or RGBA (H, W, 4), checked against the row.
 
         Raises:
             ImageError: The image cannot be used; the message says why.
@@ -86,7 +86,7 @@ class ImageSet:
         content = read_inside(self.root, row.file)
         if row.sha256 is not None and hashlib.sha256(content).hexdigest() != row.sha256:
             raise ImageError("the file is not the one the manifest names (its SHA-256 differs)")
-        image = decode_image(content, max_image_px=max_image_px)
+        image = decode_image(content, max_image_px=max_image_px, keep_alpha=True)
         for found, expected, side in zip(
             image.shape, (row.height, row.width), ("height", "width"), strict=False
         ):

@@ -33,16 +33,17 @@ _UPRIGHT = {
 }
 
 
-def decode_image(content: bytes, *, max_image_px: int) -> Image:
-    """Decode an image file as RGB, turned upright as its EXIF orientation says.
+def decode_image(content: bytes, *, max_image_px: int, keep_alpha: bool = False) -> Image:
+    """Decode an image file as RGB or RGBA, turned upright as its EXIF orientation says.
 
     Args:
-        content: A PNG, JPEG or WebP file; alpha is ignored. Of PNG files with colour and 16 bits
+        content: A PNG, JPEG or WebP file. Of PNG files with colour and 16 bits
             per channel the upper 8 bits are taken; other modes with more than 8 bits are refused.
         max_image_px: Refuse larger images, in pixels (width times height), before decoding.
+        keep_alpha: Return the alpha of an image that has it; else it is ignored.
 
     Returns:
-        uint8 RGB array (H, W, 3).
+        uint8 RGB array (H, W, 3), or RGBA (H, W, 4).
 
     Raises:
         ImageError: The file is damaged, too large, or of another kind.
@@ -60,7 +61,8 @@ def decode_image(content: bytes, *, max_image_px: int) -> Image:
                 raise ImageError(f"colour mode {picture.mode}, 8 bits per channel are required")
             turn = _UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
             upright = picture if turn is None else picture.transpose(turn)
-            return np.array(upright.convert("RGB"))
+            has_alpha = picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info
+            return np.array(upright.convert("RGBA" if has_alpha and keep_alpha else "RGB"))
     except PillowImage.DecompressionBombError as error:
         raise ImageError(str(error)) from None
     except ImageError:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bsgal_mask._segmenter import Image, Segmenter, SoftMask
+from bsgal_mask._own_alpha import AlphaSegmenter
+from bsgal_mask._segmenter import Image, Segmenter, SoftMask, without_alpha
 from bsgal_mask.errors import SegmentationError
 
 _LOGGER = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class MethodRuns:
         """Run all methods on some images; those after the one that failed do without the image.
 
         Args:
-            images: uint8 RGB arrays (H, W, 3), by sample id.
+            images: uint8 arrays, RGB (H, W, 3) or RGBA (H, W, 4), by sample id.
             category_names: What each should show, by sample id.
 
         Returns:
@@ -110,7 +111,10 @@ def _run(
 def _called(
     method: Segmenter, images: Mapping[str, Image], category_names: Mapping[str, str]
 ) -> list[SoftMask]:
-    answer = method.segment([*images.values()], [category_names[key] for key in images])
+    pictures = [*images.values()]
+    if not isinstance(method, AlphaSegmenter):
+        pictures = [without_alpha(picture) for picture in pictures]
+    answer = method.segment(pictures, [category_names[key] for key in images])
     masks = [] if answer is None else list(answer)
     if len(masks) != len(images):
         raise SegmentationError(

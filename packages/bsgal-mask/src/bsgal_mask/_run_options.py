@@ -10,6 +10,7 @@ from typing import Any
 
 from bsgal_mask import (
     AgreementChoice,
+    AlphaSegmenter,
     AreaFilter,
     BlurFilter,
     BorderContactFilter,
@@ -34,7 +35,7 @@ from bsgal_mask import (
     build_pool,
 )
 
-_METHODS = ("border", "u2net", "clipseg", "sam_background", "sam_box")
+_METHODS = ("border", "u2net", "clipseg", "sam_background", "sam_box", "alpha")
 _MODEL = "MODEL"
 _BATCHED = (("u2net", U2NetSegmenter), ("clipseg", ClipSegSegmenter), ("SAM", Sam), ("CLIP", Clip))
 _DEFAULT: Callable[[str], str] = "{} (default: %(default)s)".format
@@ -197,6 +198,8 @@ def _methods(options: argparse.Namespace) -> list[Segmenter]:
     def method(name: str) -> Segmenter:
         if name == "border":
             return BorderSegmenter()
+        if name == "alpha":
+            return AlphaSegmenter()
         if name == "u2net":
             return U2NetSegmenter(
                 options.u2net_model,

@@ -39,6 +39,11 @@ class Segmenter(Protocol):
         """Return everything that decides the masks, as JSON values, for the pool's `meta.json`."""
 
 
+def without_alpha(image: Image) -> Image:
+    """Return the colours (H, W, 3) of an image, RGB or RGBA."""
+    return image if image.shape[2] == 3 else np.ascontiguousarray(image[..., :3])
+
+
 def check_images(images: Sequence[Image], category_names: Sequence[str]) -> None:
     """Raise `ValueError` unless the arguments of `Segmenter.segment` are as documented."""
     if len(images) != len(category_names):
