@@ -6,7 +6,7 @@ from . import errors, ops
 from ._cache import GradientCache
 from ._class_rows import ClassRowScorer
 from ._distributed import joint_contribution, joint_sketched_contribution
-from ._ghost import IGNORED, REFERENCE, GhostScorer
+from ._ghost import GhostScorer
 from ._loss_difference import loss_difference
 from ._policies import (
     FixedThreshold,
@@ -18,6 +18,7 @@ from ._policies import (
 )
 from ._sketch import CountSketch, SketchStore
 from ._step_model import StepModel
+from ._unit_index import IGNORED, REFERENCE
 from ._unit_scores import UnitScores
 from ._verdict import Decision, Verdict
 

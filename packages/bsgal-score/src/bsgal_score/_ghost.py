@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -16,25 +16,18 @@ from . import ops
 from ._cache import GradientCache, Rows
 from ._contribution import cosine
 from ._curvature import CallRows
-from ._distributed import any_process
+from ._distributed import agreed, any_process
 from ._layer_scores import Reached, gradients, score_layer, step_effects
-from ._recorder import Call, Recorder, record_module
+from ._recorder import Recorder, record_module, without_parameters
 from ._step_model import StepModel
+from ._unit_index import IGNORED, REFERENCE, IndexedCall, UnitAxis, UnitIndex, index_calls
 from ._unit_scores import Form, Sides, UnitScores
 from .eager.ghost import compute_dtype
 from .errors import (
     LiveBatchNormError,
-    NonFiniteGradientError,
     ReboundParameterError,
     UnsupportedLayerError,
 )
-
-REFERENCE = -1
-"""Unit index of rows that are no unit's but feed the cache: real data."""
-IGNORED = -2
-"""Unit index of rows that count nowhere."""
-
-UnitIndex = Tensor | Mapping[str, Tensor | Sequence[Tensor]]
 
 _SUPPORTED_MODULES = (
     nn.Linear,
@@ -72,7 +65,7 @@ class GhostScorer:
 
     Raises:
         ValueError: If no parameter of the modules is in the cache.
-        UnsupportedLayerError: With `other_layers="error"`, naming the first such layer.
+        UnsupportedLayerError: With `other_layers="error"`, naming all such layers.
     """
 
     def __init__(
@@ -106,8 +99,9 @@ class GhostScorer:
             )
         watched, self._exact = self._sort_out_layers()
         self._recorder = Recorder(watched)
-        scored = {*watched, *(name for roles in self._exact.values() for name in roles.values())}
-        self.names = tuple(name for name in cache.names if name in scored)
+        self._watched = tuple(name for name in cache.names if name in watched)
+        self.names = self._watched
+        """Parameters that the last scores are about; before the first, all that may be scored."""
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
 
     def __enter__(self) -> GhostScorer:
@@ -133,8 +127,7 @@ class GhostScorer:
                 )
         self._recorder.clear()
         for module, roles in self._exact.items():
-            hook = record_module(self._recorder, roles)
-            self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
+            self._handles += record_module(self._recorder, module, roles)
         self._recorder.__enter__()  # type: ignore[no-untyped-call]  # torch's
         self._recorder.active = True
         return self
@@ -159,6 +152,7 @@ class GhostScorer:
         unit_index: UnitIndex,
         *,
         n_units: int | None = None,
+        unit_axis: UnitAxis = None,
         loss_scale: float = 1.0,
         norms: bool = True,
         step: StepModel | None = None,
@@ -178,6 +172,11 @@ class GhostScorer:
                 beginnings of module names (as in the cache) to a tensor, or to one tensor per call
                 of the module.
             n_units: Number of units; by default one more than the largest index.
+            unit_axis: Axis of the input along which `unit_index` runs, where a layer's input has
+                several axes before its features: of a Linear, LayerNorm or Embedding. One number
+                for all layers, or a mapping from the beginnings of module names. None is the
+                first, and raises where another axis has as many entries. Convolutions, GroupNorm
+                and BatchNorm always have their rows along the first.
             loss_scale: What the loss was multiplied by, for example by a gradient scaler.
             norms: Compute norms and cosines too; without them convolutions are cheaper.
             step: Model of the optimizer's next step, for the form `"step"`.
@@ -185,136 +184,120 @@ class GhostScorer:
             rows: Classes present in the reference rows, as in `GradientCache.update`.
             group: Processes that share the cache, for example `torch.distributed.group.WORLD`; all
                 of them have to call `score`, and each scores its own units against the mean cache.
-                `cache.exchanged_bytes` and 8 more are reduced. None: this process alone.
+                `cache.exchanged_bytes` and 16 more are reduced, and where one raises, all do. None:
+                this process alone.
 
         Raises:
-            ValueError: If nothing was recorded, or `unit_index` does not fit the recorded calls.
-            UnsupportedLayerError: If a parameter was used in a way that cannot be scored.
-            NonFiniteGradientError: If the reference rows give NaN or Inf; the cache is unchanged.
+            ValueError: If nothing was recorded, or `unit_index` does not fit the recorded calls, or
+                does not say along which of several axes it runs.
+            UnsupportedLayerError: If the loss depends on a parameter in a way that cannot be
+                scored, or that was not recorded; all such parameters are named.
+            OtherProcessError: If another process of the group raises something else.
+            ChangedInputError: If the input of a recorded call was written to after the call.
+            NonFiniteGradientError: If the reference rows give NaN or Inf; cache and curvature stay.
         """
         self._recorder.active = False
-        calls = self._recorded_calls()
-        indices = self._index_calls(calls, unit_index)
-        largest = max(int(index.max()) if len(index) else IGNORED for index in indices)
-        n_units = max(largest + 1, 0) if n_units is None else n_units
-        if largest >= n_units:
-            raise ValueError(f"`n_units` is {n_units}, but `unit_index` goes up to {largest}")
-        if loss.dim() != 0 or not loss.requires_grad:
-            raise ValueError("`loss` must be a scalar that requires grad")
-        feeds = update_cache and any(bool((index == REFERENCE).any()) for index in indices)
-        if feeds and step is not None and step.reference_at == "look_ahead":
-            raise ValueError(
-                "the reference rows of this pass are taken at the weights of now, and the step "
-                "model looks ahead: pass update_cache=False, after "
-                "cache.update(step.reference_gradients(model, reference_loss))"
-            )
+        exchanging = group if update_cache else None
+        curvature = step.curvature if step is not None and update_cache else None
         with torch.autocast(loss.device.type, enabled=False):
-            output_grads = torch.autograd.grad(
-                loss, [call.edge for call in calls], retain_graph=True, allow_unused=True
-            )
-            reached = [
-                Reached(call, index, _unscaled(gradient, loss_scale))
-                for call, index, gradient in zip(calls, indices, output_grads, strict=True)
-                if gradient is not None
-            ]
+            with agreed(exchanging):
+                if loss.dim() != 0 or not loss.requires_grad:
+                    raise ValueError("`loss` must be a scalar that requires grad")
+                calls = self._recorded_calls(loss, unit_index, unit_axis)
+                n_units = _checked_n_units(calls, n_units)
+                if update_cache and step is not None and step.reference_at == "look_ahead":
+                    _check_no_reference(calls)
+                reached = _reached(loss, calls, loss_scale)
+                with torch.no_grad():
+                    reference = gradients(reached, REFERENCE) if update_cache else {}
+                    observed = None if curvature is None else curvature.estimate(_real(reached))
             with torch.no_grad():
-                if update_cache:
-                    self._feed(reached, step, rows, group)
-                return self._score_units(reached, indices, n_units, norms=norms, step=step)
-
-    def _feed(
-        self,
-        reached: list[Reached],
-        step: StepModel | None,
-        rows: Rows | Mapping[str, Rows] | None,
-        group: dist.ProcessGroup | None,
-    ) -> None:
-        """Feed the reference rows to the curvature and the cache: to both, or raise."""
-        curvature = None if step is None else step.curvature
-        estimate, problem = None, None
-        if curvature is not None:
-            try:
-                estimate = curvature.estimate(_reference_rows(reached))
-            except NonFiniteGradientError as error:
-                problem = error
-        has_reference = any(bool((one.index == REFERENCE).any()) for one in reached)
-        if group is not None:
-            # Together, lest the others wait forever for one that has raised.
-            has_reference = any_process(has_reference, group)
-            if curvature is not None and any_process(problem is not None, group):
-                problem = problem or NonFiniteGradientError(
-                    "the reference rows of another process give NaN or Inf; nothing was changed"
-                )
-        if problem is not None:
-            raise problem
-        if has_reference:
-            self.cache.update(gradients(reached, REFERENCE), rows=rows, group=group)
-        if curvature is not None and estimate is not None:
-            curvature.blend(estimate)
+                if (
+                    bool(reference)
+                    if exchanging is None
+                    else any_process(bool(reference), exchanging)
+                ):
+                    self.cache.update(reference, rows=rows, group=group)
+                if curvature is not None and observed is not None:
+                    # Only now, when the cache has not raised.
+                    curvature.blend(observed)
+                return self._score_units(calls, reached, n_units, norms=norms, step=step)
 
     def _sort_out_layers(self) -> tuple[dict[str, Tensor], dict[nn.Module, dict[str, str]]]:
         """Find the parameters to watch, and the modules to score exactly with their parameters."""
         watched: dict[str, Tensor] = {}
         exact: dict[nn.Module, dict[str, str]] = defaultdict(dict)
+        others: dict[str, str] = {}
         for module, attribute, parameter, name in self._bound:
             if isinstance(module, _SUPPORTED_MODULES):
                 watched[name] = parameter
-            elif self.other_layers == "error":
-                raise UnsupportedLayerError(
-                    f"{name!r} belongs to a {type(module).__name__}, which cannot be scored row by "
-                    "row; pass other_layers='exact' or 'skip', or exclude it from the cache"
-                )
             elif self.other_layers == "exact":
+                watched[name] = parameter
                 exact[module][attribute] = name
+            else:
+                others[name] = type(module).__name__
+        if others and self.other_layers == "error":
+            listed = ", ".join(f"{name!r} belongs to a {kind}" for name, kind in others.items())
+            raise UnsupportedLayerError(
+                f"{listed}: such layers cannot be scored row by row; pass other_layers='exact' or "
+                "'skip', or exclude them from the cache"
+            )
         return watched, dict(exact)
 
-    def _recorded_calls(self) -> list[Call]:
-        calls, other_uses = self._recorder.calls, self._recorder.other_uses
-        if other_uses and self.other_layers != "skip":
-            name, reason = next(iter(other_uses.items()))
-            raise UnsupportedLayerError(
-                f"{name!r} cannot be scored: {reason}; pass other_layers='skip', or exclude it "
-                "from the cache"
-            )
-        calls = [call for call in calls if not set(call.names.values()) & set(other_uses)]
-        if not calls:
-            raise ValueError(
-                "no call was recorded: run the forward pass inside `with scorer:`, with gradients "
-                "enabled, and call `score` before the block ends"
-            )
+    def _recorded_calls(
+        self, loss: Tensor, unit_index: UnitIndex, unit_axis: UnitAxis
+    ) -> list[IndexedCall]:
+        """Return the calls to score with their indices; raise unless they are all there is."""
+        recorder = self._recorder
+        if not recorder.calls and not recorder.saw_parameters:
+            raise ValueError(self._why_nothing_was_recorded())
+        unsupported = recorder.unrecorded(loss)
+        self._raise_on(unsupported)
+        calls = without_parameters(recorder.calls, unsupported)
+        indexed, without = index_calls(calls, unit_index, unit_axis)
+        self._raise_on(without)
+        indexed = [one for one in indexed if without.keys().isdisjoint(one.call.names.values())]
+        skipped = unsupported.keys() | without.keys()
+        self.names = tuple(name for name in self._watched if name not in skipped)
+        if not indexed:
+            raise ValueError(self._why_nothing_was_recorded())
         layers: dict[str, frozenset[str]] = {}
-        for call in calls:
-            layer = frozenset(call.names.values())
+        for one in indexed:
+            layer = frozenset(one.call.names.values())
             for name in layer:
                 if layers.setdefault(name, layer) != layer:
                     raise UnsupportedLayerError(
                         f"{name!r} is shared by layers with different parameters, {sorted(layer)} "
                         f"and {sorted(layers[name])}; exclude it from the cache"
                     )
-        return calls
+        return indexed
 
-    def _index_calls(self, calls: list[Call], unit_index: UnitIndex) -> list[Tensor]:
-        """Find every call's unit index, one entry per row."""
-        n_calls: dict[str, int] = defaultdict(int)
-        indices = []
-        for call in calls:
-            name = next(iter(call.names.values())).rpartition(".")[0]
-            index = _find_index(unit_index, name, n_calls[name])
-            n_calls[name] += 1
-            n_rows = len(call.inputs)
-            if index.dtype != torch.int64 or index.shape != (n_rows,):
-                raise ValueError(
-                    f"`unit_index` must be int64 of shape ({n_rows},) for {name!r}, which saw "
-                    f"{n_rows} rows; got {index.dtype} of shape {tuple(index.shape)}; layers with "
-                    "rows of their own need a mapping from module name to index"
-                )
-            indices.append(index.to(call.inputs.device))
-        return indices
+    def _raise_on(self, unsupported: Mapping[str, str]) -> None:
+        if unsupported and self.other_layers != "skip":
+            listed = "; ".join(f"{n!r} cannot be scored: {why}" for n, why in unsupported.items())
+            raise UnsupportedLayerError(
+                f"{listed}; pass other_layers='skip', or exclude from the cache what cannot be "
+                "scored"
+            )
+
+    def _why_nothing_was_recorded(self) -> str:
+        message = (
+            "no call was recorded: run the forward pass inside `with scorer:`, with gradients "
+            "enabled, and call `score` before the block ends"
+        )
+        if self._recorder.n_unwatched:
+            message += (
+                f"; {self._recorder.n_unwatched} calls of layers did run inside it, with other "
+                "parameters than the cache's. Parameters are known as objects, and a module that "
+                "was copied (deepcopy), unpickled, sharded (FSDP) or called with other tensors "
+                "(functional_call) has others: make cache and scorer from the module that runs"
+            )
+        return message
 
     def _score_units(
         self,
-        reached: list[Reached],
-        indices: list[Tensor],
+        calls: Sequence[IndexedCall],
+        reached: Sequence[Reached],
         n_units: int,
         *,
         norms: bool,
@@ -335,8 +318,8 @@ class GhostScorer:
         dots = torch.zeros(len(directions), n_units, dtype=torch.float64)
         effects, sqnorm, moved_sqnorm = torch.zeros(3, n_units, dtype=torch.float64)
         layers: dict[frozenset[str], list[Reached]] = defaultdict(list)
-        for one in reached:
-            layers[frozenset(one.call.names.values())].append(one)
+        for hit in reached:
+            layers[frozenset(hit.call.names.values())].append(hit)
         for names, layer in layers.items():
             layer_dots, layer_sqnorm = score_layer(
                 layer, directions, n_units, norms=norms, impl=self.impl
@@ -358,8 +341,9 @@ class GhostScorer:
             for dot, candidate in zip(dots[0].tolist(), sqnorm.tolist(), strict=True)
         ]
         rows = torch.zeros(n_units, dtype=torch.int64)
-        for index in indices:
-            rows = rows.maximum(torch.bincount(index[index >= 0].cpu(), minlength=n_units))
+        for one in calls:
+            counted = one.index[one.index >= 0].cpu()
+            rows = rows.maximum(torch.bincount(counted, minlength=n_units))
         n_scored = sum(cached[name].numel() for layer in layers for name in layer)
         return UnitScores(
             dot=dots[0].to(device),
@@ -378,7 +362,41 @@ class GhostScorer:
         return float(sums.cache_sqnorm)
 
 
-def _reference_rows(reached: list[Reached]) -> Iterator[CallRows]:
+def _checked_n_units(calls: Sequence[IndexedCall], n_units: int | None) -> int:
+    largest = max(int(one.index.max()) if len(one.index) else IGNORED for one in calls)
+    if n_units is None:
+        return max(largest + 1, 0)
+    if largest >= n_units:
+        raise ValueError(f"`n_units` is {n_units}, but `unit_index` goes up to {largest}")
+    return n_units
+
+
+def _check_no_reference(calls: Sequence[IndexedCall]) -> None:
+    if any(bool((one.index == REFERENCE).any()) for one in calls):
+        raise ValueError(
+            "the reference rows of this pass are taken at the weights of now, and the step model "
+            "looks ahead: pass update_cache=False, after "
+            "cache.update(step.reference_gradients(model, reference_loss))"
+        )
+
+
+def _reached(loss: Tensor, calls: Sequence[IndexedCall], loss_scale: float) -> list[Reached]:
+    """Find the gradients of the loss in the outputs of the calls that it depends on."""
+    found = torch.autograd.grad(
+        loss, [one.call.place.edge for one in calls], retain_graph=True, allow_unused=True
+    )
+    reached = []
+    for one, gradient in zip(calls, found, strict=True):
+        if gradient is None:
+            continue
+        one.call.check_input()
+        output_grads = gradient.reshape(one.call.place.output_shape).movedim(one.axis, 0)
+        reached.append(Reached(one.call, one.index, _unscaled(output_grads, loss_scale)))
+    return reached
+
+
+def _real(reached: Sequence[Reached]) -> Iterator[CallRows]:
+    """Yield the reference rows of the calls, for the curvature."""
     for one in reached:
         chosen = (one.index == REFERENCE).nonzero().flatten()
         yield CallRows(one.call, chosen, one.output_grads[chosen])
@@ -388,22 +406,3 @@ def _unscaled(gradient: Tensor, loss_scale: float) -> Tensor:
     # First the wider dtype: unscaled, half-precision gradients can underflow.
     gradient = gradient.to(compute_dtype(gradient))
     return gradient if loss_scale == 1.0 else gradient / loss_scale
-
-
-def _find_index(unit_index: UnitIndex, name: str, n_calls_before: int) -> Tensor:
-    found: Any = unit_index
-    if isinstance(unit_index, Mapping):
-        beginnings = [key for key in unit_index if f"{name}.".startswith(f"{key}." if key else "")]
-        if not beginnings:
-            raise ValueError(
-                f"`unit_index` has no entry for {name!r}; its keys are {list(unit_index)}"
-            )
-        found = unit_index[max(beginnings, key=len)]
-    if isinstance(found, Tensor):
-        return found
-    if n_calls_before >= len(found):
-        raise ValueError(
-            f"`unit_index` lists {len(found)} calls of {name!r}, which was called more often"
-        )
-    index: Tensor = found[n_calls_before]
-    return index

@@ -8,17 +8,18 @@ more forward call, and no gradient is formed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from ._graph import Place
 from .eager.ghost import compute_dtype
+from .errors import ChangedInputError
 
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (*_CONVOLUTION[:5], "output_padding", "groups", "dilation")
@@ -60,6 +61,28 @@ def why_unsupported(function: Callable[..., Any], arguments: Mapping[str, Any]) 
     return None
 
 
+def version_of(tensor: Tensor) -> int | None:
+    """Return how often a tensor was written to in place; None if nobody counts."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def check_version(tensor: Tensor, version: int | None, names: Iterable[str]) -> None:
+    """Raise if a call's input was written to since its version was taken.
+
+    Autograd notices it only where the backward pass needs the input itself; under autocast it keeps
+    a copy of lower precision.
+
+    Raises:
+        ChangedInputError: Naming the call's parameters.
+    """
+    if version is not None and version_of(tensor) != version:
+        raise ChangedInputError(
+            f"the input, of shape {tuple(tensor.shape)}, of the layer with {sorted(names)} was "
+            "changed in place after the call, so that its gradients cannot be computed; use an "
+            "out-of-place operation there (x = x + y for x += y, inplace=False)"
+        )
+
+
 @dataclass(frozen=True)
 class LinearCall:
     """One recorded call of a function that is linear in its parameters."""
@@ -69,14 +92,58 @@ class LinearCall:
     """Arguments by name; tensors are detached, parameters are those of the call."""
     names: dict[str, str]
     """Role ("weight" or "bias") to name in the cache, for the parameters that are scored."""
-    edge: GradientEdge
-    """Where the gradient of the loss in the output is taken."""
+    place: Place
+    version: int | None
+    """Of the input when the call was made; None if the input plays no part in the gradient."""
+
+    @classmethod
+    def of(
+        cls,
+        function: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        names: Mapping[str, str],
+        outputs: Tensor,
+    ) -> LinearCall:
+        """Record a call that has just been made; `arguments` are those by name."""
+        others = [value for role, value in arguments.items() if role not in names]
+        return cls(
+            function,
+            {k: v.detach() if isinstance(v, Tensor) else v for k, v in arguments.items()},
+            dict(names),
+            Place.of(outputs, others, names.values()),
+            version_of(arguments["input"]) if "weight" in names else None,
+        )
 
     @property
     def inputs(self) -> Tensor:
         """The input, whose first axis is that of the rows."""
         inputs: Tensor = self.arguments["input"]
         return inputs
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Lengths of the axes that may be that of the rows; empty without such an axis."""
+        shape = tuple(self.inputs.shape)
+        if self.function is F.linear:
+            return shape[:-1]
+        if self.function is F.layer_norm:
+            return shape[: len(shape) - len(self.arguments["normalized_shape"])]
+        if self.function is F.embedding:
+            return shape
+        if self.is_convolution and self.inputs.dim() < self.arguments["weight"].dim():
+            # Not batched: it begins with the channels.
+            return ()
+        return shape[:1]
+
+    def with_rows_first(self, axis: int) -> LinearCall:
+        """Return the call with another axis of the input, of `row_lengths`, moved to the front."""
+        if axis == 0:
+            return self
+        return replace(self, arguments={**self.arguments, "input": self.inputs.movedim(axis, 0)})
+
+    def check_input(self) -> None:
+        """Raise `ChangedInputError` if the input was written to since the call."""
+        check_version(self.inputs, self.version, self.names.values())
 
     @property
     def is_matrix_product(self) -> bool:
@@ -260,13 +327,34 @@ class ExactCall:
     keywords: dict[str, Any]
     names: dict[str, str]
     """Parameter name in the module to name in the cache."""
-    edge: GradientEdge
+    place: Place
+    version: int | None
+    """Of the input when the call was made."""
 
     @property
     def inputs(self) -> Tensor:
         """The first argument, whose first axis is that of the rows."""
         inputs: Tensor = self.positional[0]
         return inputs
+
+    @property
+    def row_lengths(self) -> tuple[int, ...]:
+        """Lengths of the axes that may be that of the rows: all but the last, if there are two."""
+        shape = tuple(self.inputs.shape)
+        return shape[:-1] if len(shape) > 1 else shape
+
+    def with_rows_first(self, axis: int) -> ExactCall:
+        """Return the call; only the first axis can be that of the rows."""
+        if axis != 0:
+            raise ValueError(
+                f"other_layers='exact' needs rows along the first axis, and `unit_axis` is {axis} "
+                f"for {sorted(self.names.values())}"
+            )
+        return self
+
+    def check_input(self) -> None:
+        """Raise `ChangedInputError` if the input was written to since the call."""
+        check_version(self.inputs, self.version, self.names.values())
 
     def gradients(self, rows: Tensor, output_grads: Tensor) -> dict[str, Tensor]:
         """Return the gradient that some rows give to the module's parameters."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import replace
+from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
-from ._linear_maps import LINEAR_MAPS, ExactCall, LinearCall, why_unsupported
+from ._graph import Place, unrecorded_uses
+from ._linear_maps import LINEAR_MAPS, ExactCall, LinearCall, version_of, why_unsupported
 
 Call = LinearCall | ExactCall
 
@@ -19,9 +23,8 @@ class Recorder(TorchFunctionMode):
     """Note every torch function that takes one of some parameters and returns something to train.
 
     Watching functions, not modules, sees a layer that wraps its convolution in a normalisation and
-    an activation, a module that is called several times, and any use of a parameter that cannot be
-    scored. An output's gradient edge is taken at once, so that a later in-place operation on the
-    output does no harm.
+    an activation, a module that is called several times, and what a use that cannot be scored is
+    called. Whether all uses were seen is for autograd to say: see `unrecorded`.
 
     Args:
         parameters: Name in the cache to parameter.
@@ -29,16 +32,68 @@ class Recorder(TorchFunctionMode):
 
     def __init__(self, parameters: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._parameters = dict(parameters)
+        self._names: dict[int, str] = {}
         self.active = False
         self.calls: list[Call] = []
-        self.other_uses: dict[str, str] = {}
-        """Parameter name to a description of a use that cannot be scored."""
+        self.n_unwatched = 0
+        """Calls of linear maps none of whose parameters is watched."""
+        self._inside: list[frozenset[str]] = []
+        """Parameters of the modules that are running and will be recorded as a whole."""
+        self._reasons: dict[str, str] = {}
+        self._callers: dict[str, set[CodeType]] = defaultdict(set)
+        """Parameter name to the code that was running when a function took it."""
 
     def clear(self) -> None:
-        """Forget what was recorded."""
+        """Forget what was recorded, and find the parameters where they are now.
+
+        Parameters are known by their `id`, which is another in a copy of this object.
+        """
+        self._names = {id(parameter): name for name, parameter in self._parameters.items()}
         self.calls.clear()
-        self.other_uses.clear()
+        self.n_unwatched = 0
+        self._inside.clear()
+        self._reasons.clear()
+        self._callers.clear()
+
+    @property
+    def saw_parameters(self) -> bool:
+        """Whether a function took a watched parameter, recorded or not."""
+        return bool(self._callers)
+
+    def unrecorded(self, loss: Tensor) -> dict[str, str]:
+        """Return the watched parameters on which a loss depends by more than recorded calls.
+
+        Args:
+            loss: A tensor that requires grad.
+
+        Returns:
+            Parameter name to a description of such a use.
+        """
+        uses = unrecorded_uses(loss, [call.place for call in self.calls], self._names)
+        found = {
+            name: self._reasons.get(name, f"it is used by {user}, which was not recorded")
+            for name, user in uses.users.items()
+        }
+        for kind in uses.kinds:
+            function: Any = getattr(kind, "_forward_cls", None)
+            code = getattr(getattr(function, "forward", None), "__code__", None)
+            for name, callers in self._callers.items():
+                if code in callers:
+                    # Autograd sees one node, whose backward pass does what it likes.
+                    found[name] = (
+                        f"it is used inside {function.__name__}, an autograd.Function (a "
+                        "checkpoint needs use_reentrant=False)"
+                    )
+        return found
+
+    def enter_module(self, names: Iterable[str]) -> None:
+        """Leave out some parameters until `leave_module`: their module is recorded as a whole."""
+        self._inside.append(frozenset(names))
+
+    def leave_module(self) -> None:
+        """End what `enter_module` began."""
+        self._inside.pop()
 
     def __torch_function__(
         self,
@@ -49,14 +104,17 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         outputs = func(*args, **kwargs)
-        if self.active and isinstance(outputs, Tensor) and outputs.requires_grad:
-            used = [
+        if self.active:
+            names = frozenset(
                 self._names[id(leaf)]
                 for leaf in _leaves((*args, *kwargs.values()))
                 if id(leaf) in self._names
-            ]
-            if used:
-                self._note(func, args, kwargs, outputs, used)
+            )
+            names = names.difference(*self._inside)
+            if names:
+                self._note(func, args, kwargs, outputs, names)
+            elif func in LINEAR_MAPS and outputs.requires_grad and not self._inside:
+                self.n_unwatched += 1
         return outputs
 
     def _note(
@@ -64,27 +122,40 @@ class Recorder(TorchFunctionMode):
         function: Callable[..., Any],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
-        outputs: Tensor,
-        used: list[str],
+        outputs: Any,
+        used: frozenset[str],
     ) -> None:
-        if function not in LINEAR_MAPS:
-            name = getattr(function, "__name__", str(function))
-            self.other_uses.update(dict.fromkeys(used, f"it is used by {name}"))
+        callers = set(_running(sys._getframe()))
+        for name in used:
+            self._callers[name] |= callers
+        if not any(isinstance(one, Tensor) and one.requires_grad for one in _leaves([outputs])):
             return
-        arguments = dict(zip(LINEAR_MAPS[function], args, strict=False)) | dict(kwargs)
-        reason = why_unsupported(function, arguments)
-        names = {
-            role: self._names[id(arguments[role])]
-            for role in ("weight", "bias")
-            if id(arguments.get(role)) in self._names
-        }
-        if reason is None and len(names) < len(used):
-            reason = f"it is an input of {function.__name__}"
+        reason: str | None = f"it is used by {_name(function)}"
+        if function in LINEAR_MAPS:
+            arguments = dict(zip(LINEAR_MAPS[function], args, strict=False)) | dict(kwargs)
+            reason = why_unsupported(function, arguments)
+            names = {
+                role: self._names[id(arguments[role])]
+                for role in ("weight", "bias")
+                if self._names.get(id(arguments.get(role))) in used
+            }
+            if reason is None and names:
+                self.calls.append(LinearCall.of(function, arguments, names, outputs))
+            if reason is None and len(names) < len(used):
+                reason = f"it is an input of {function.__name__}"
+                used = used.difference(names.values())
         if reason is not None:
-            self.other_uses.update(dict.fromkeys(used, reason))
-            return
-        arguments = {k: v.detach() if isinstance(v, Tensor) else v for k, v in arguments.items()}
-        self.calls.append(LinearCall(function, arguments, names, get_gradient_edge(outputs)))
+            for name in used:
+                self._reasons.setdefault(name, reason)
+
+
+def without_parameters(calls: Iterable[Call], names: Container[str]) -> list[Call]:
+    """Return recorded calls less some parameters; calls with no other are left out."""
+    kept = (
+        replace(call, names={role: name for role, name in call.names.items() if name not in names})
+        for call in calls
+    )
+    return [call for call in kept if call.names]
 
 
 def _leaves(values: Iterable[Any]) -> Iterable[Any]:
@@ -96,19 +167,36 @@ def _leaves(values: Iterable[Any]) -> Iterable[Any]:
             yield value
 
 
+def _running(frame: FrameType | None) -> Iterable[CodeType]:
+    while frame is not None:
+        yield frame.f_code
+        frame = frame.f_back
+
+
+def _name(function: Callable[..., Any]) -> str:
+    """Name a torch function; an attribute of a tensor is read by a `__get__` without a name."""
+    name: str = getattr(function, "__name__", str(function))
+    return getattr(getattr(function, "__self__", None), "__name__", name) if "__" in name else name
+
+
 def record_module(
-    recorder: Recorder, names: Mapping[str, str]
-) -> Callable[[torch.nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
-    """Make a forward hook that records the calls of one module for exact scoring.
+    recorder: Recorder, module: torch.nn.Module, names: Mapping[str, str]
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """Record the calls of one module for exact scoring, until the handles are removed.
 
     Args:
         recorder: Where to put them.
+        module: Maps a tensor of rows to a tensor.
         names: Parameter name in the module to name in the cache.
     """
 
-    def hook(
+    def before(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        recorder.enter_module(names.values())
+
+    def after(
         module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
     ) -> None:
+        recorder.leave_module()
         if not recorder.active:
             return
         if not (isinstance(outputs, Tensor) and args and isinstance(args[0], Tensor)):
@@ -117,8 +205,14 @@ def record_module(
                 f"{type(module).__name__} returned {type(outputs).__name__}"
             )
         if outputs.requires_grad:
+            place = Place.of(outputs, _leaves((*args, *kwargs.values())), names.values())
             detached = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
-            edge = get_gradient_edge(outputs)
-            recorder.calls.append(ExactCall(module, detached, dict(kwargs), dict(names), edge))
+            version = version_of(args[0])
+            recorder.calls.append(
+                ExactCall(module, detached, dict(kwargs), dict(names), place, version)
+            )
 
-    return hook
+    return [
+        module.register_forward_pre_hook(before),
+        module.register_forward_hook(after, with_kwargs=True),
+    ]

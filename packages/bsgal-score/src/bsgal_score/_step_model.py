@@ -13,7 +13,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from ._adam_displacement import adam_displacement
 from ._curvature import CallRows, Curvature, CurvatureKind
 from ._extrapolation import Extrapolation
-from ._recorder import Recorder
+from ._recorder import Recorder, without_parameters
 from ._restore import restored
 from ._types import TensorMetric
 from .errors import StateMismatchError
@@ -314,20 +314,21 @@ class StepModel:
     ) -> tuple[Tensor | None, ...]:
         """Return gradients, and feed the curvature from the same backward pass."""
         recorder = Recorder(named)
+        recorder.clear()
         with recorder:
             recorder.active = True
             loss = reference_loss()
             recorder.active = False
-        calls = [
-            call
-            for call in recorder.calls
-            if not set(call.names.values()) & set(recorder.other_uses)
-        ]
-        places: list[Any] = [*named.values(), *(call.edge for call in calls)]
+        calls = without_parameters(recorder.calls, recorder.unrecorded(loss))
+        places: list[Any] = [*named.values(), *(call.place.edge for call in calls)]
         found = torch.autograd.grad(loss, places, allow_unused=True)
         with torch.no_grad():
             curvature.update(
-                CallRows(call, torch.arange(len(call.inputs), device=grads.device), grads)
+                CallRows(
+                    call,
+                    torch.arange(len(call.inputs), device=grads.device),
+                    grads.reshape(call.place.output_shape),
+                )
                 for call, grads in zip(calls, found[len(named) :], strict=True)
                 if grads is not None
             )

@@ -31,5 +31,9 @@ class UnsupportedLayerError(ValueError):
     """A parameter is used in a way that ghost scoring does not understand."""
 
 
+class ChangedInputError(RuntimeError):
+    """The input of a recorded call was changed in place, so its gradients are lost."""
+
+
 class ImplementationUnavailableError(RuntimeError):
     """The requested implementation of an operation cannot run here."""
