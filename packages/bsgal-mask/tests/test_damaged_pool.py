@@ -89,7 +89,6 @@ def test_a_damaged_instance_whose_image_is_gone_is_dropped(images, pool, make_st
 @pytest.mark.parametrize(
     "change",
     [
-        {"category_id": 8},
         {"category_name": "cat"},
         {"prompt": "another"},
         {"sha256": "0" * 64},
@@ -189,6 +188,15 @@ def test_an_image_that_waits_for_its_category_is_made_again_too(
     assert build_pool(images, pool, **settings).n_kept == 1
     assert files_of(pool) == files_of(tmp_path / "expected")
     assert not verify_pool(pool).damaged
+
+
+def test_a_row_follows_a_change_of_its_images_status(images, pool, make_stub, manifest_of):
+    lines = (images / "manifest.jsonl").read_text().splitlines()
+    row = json.loads(lines[0]) | {"status": "flagged", "file": None, "sha256": None}
+    with (images / "manifest.jsonl").open("a") as manifest:
+        manifest.write(json.dumps(row) + "\n")
+    assert build_pool(images, pool, methods=[make_stub()]).n_kept == 1
+    assert manifest_of(pool)[-1]["reason"] == "image-set: status flagged"
 
 
 def test_a_manifest_that_was_emptied_is_written_anew(images, pool, make_stub):

@@ -134,6 +134,17 @@ def test_category_id_0_is_one_like_any_other(make_image_set, make_stub, drawn, t
     assert (tmp_path / f"pool/instances/{marks['category_id']}/a.png").is_file()
 
 
+def test_a_category_id_with_two_names_is_refused(make_image_set):
+    root = make_image_set({"a": "blank"})
+    append(root, sample_id="b", category_name="ball")
+    with pytest.raises(
+        ImageSetError, match=r"category 7 is 'ball_\(toy\)', but 'ball' in sample b"
+    ):
+        ImageSet.open(root)
+    append(root, sample_id="b")
+    assert len(ImageSet.open(root).rows) == 2
+
+
 def test_a_changed_file_is_noticed_by_its_hash(make_image_set, drawn):
     image_set = ImageSet.open(make_image_set({"a": drawn("disc")[0], "b": drawn("ring")[0]}))
     a, b = (image_set.root / row.file for row in image_set.rows)

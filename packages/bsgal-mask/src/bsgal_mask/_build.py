@@ -167,7 +167,8 @@ def _open_sources(
     return [
         source
         for source in sources
-        if source.sample_id in damages
+        if source.status != "ok"
+        or source.sample_id in damages
         or source.sample_id not in rows
         or _code(rows[source.sample_id]) in _RETRIED
     ]
@@ -182,7 +183,7 @@ def _damages(root: Path, sources: Sequence[ImageRow], rows: Mapping[str, Row]) -
             continue
         differing = [key for key in _COPIED if row[key] != getattr(source, key)]
         damage = f"its {differing[0]} is not the image's" if differing else None
-        damage = damage or damage_of(root, row["file"], row)
+        damage = damage or damage_of(root, row)
         if damage is not None:
             damages[source.sample_id] = damage
     return damages

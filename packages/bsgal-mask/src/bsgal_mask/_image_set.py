@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,6 +74,7 @@ class ImageSet:
             raise ImageSetError(f"cannot read {error.filename} ({error.strerror})") from None
         except ValueError as error:
             raise ImageSetError(str(error)) from None
+        _check_names(manifest_path, rows.values())
         return cls(root, hashlib.sha256(meta).hexdigest(), tuple(rows.values()))
 
     def read(self, row: ImageRow, *, max_image_px: int) -> Image:
@@ -114,6 +116,17 @@ def _parse(fields: Fields) -> ImageRow:
             "set of objects"
         )
     return row
+
+
+def _check_names(manifest_path: Path, rows: Iterable[ImageRow]) -> None:
+    names: dict[int, str] = {}
+    for row in rows:
+        name = names.setdefault(row.category_id, row.category_name)
+        if name != row.category_name:
+            raise ImageSetError(
+                f"{manifest_path}: category {row.category_id} is {name!r}, but "
+                f"{row.category_name!r} in sample {row.sample_id}; one id must have one name"
+            )
 
 
 def _is_scene(fields: Fields, row: ImageRow) -> bool:

@@ -78,8 +78,9 @@ def _check_row(fields: Fields) -> None:
     fields.name("category_name")
     fields.text("prompt")
     fields.integer("label_mask_threshold", 1, 255)
-    fields.optional_text("method")
-    fields.numbers_by_name("scores", 0, 1)
+    scores = fields.numbers_by_name("scores", 0, 1)
+    if not fields.is_null("method") and fields.text("method") not in scores:
+        raise fields.refused("method", "null or one of those with `scores`")
     for key, least, most in (
         ("agreement", 0, 1),
         ("area_frac", 0, 1),
@@ -91,7 +92,8 @@ def _check_row(fields: Fields) -> None:
     is_kept = fields.one_of("status", ("kept", "dropped")) == "kept"
     if is_kept:
         fields.number("area_frac", 0, 1)
-        fields.file("file")
+        if fields.text("file") != file_of(fields.row):
+            raise fields.refused("file", f"{file_of(fields.row)!r}, after its ids")
     if is_kept or not fields.is_null("bbox_xywh"):
         fields.box_xywh("bbox_xywh")
     if is_kept or not fields.is_null("sha256"):
@@ -104,16 +106,20 @@ def _check_row(fields: Fields) -> None:
             raise fields.refused("file", "null in a dropped row")
 
 
-def damage_of(root: Path, file: str, row: Row) -> str | None:
+def file_of(row: Row) -> str:
+    """Return where an instance's file lies, relative to the pool's folder."""
+    return f"instances/{row['category_id']}/{row['instance_id']}.png"
+
+
+def damage_of(root: Path, row: Row) -> str | None:
     """Return what is wrong with an instance's file, compared with its row; None if it is whole.
 
     Args:
         root: The pool's folder.
-        file: The file, relative to it.
-        row: The row, which holds the file's `sha256` and `bbox_xywh`.
+        row: The row of a kept instance, or of one that may be kept after all.
     """
     try:
-        content = read_inside(root, file)
+        content = read_inside(root, file_of(row))
     except ImageError as error:
         return str(error)
     if hashlib.sha256(content).hexdigest() != row["sha256"]:

@@ -14,7 +14,7 @@ from bsgal_mask._files import write_atomically, write_json
 from bsgal_mask._folder_lock import FolderLock
 from bsgal_mask._jsonl import ManifestAppender, Row
 from bsgal_mask._meta import MANIFEST_NAME, META_NAME
-from bsgal_mask._pool_rows import SCHEMA, damage_of, read_pool_meta, read_pool_rows
+from bsgal_mask._pool_rows import SCHEMA, damage_of, file_of, read_pool_meta, read_pool_rows
 from bsgal_mask.errors import PoolError
 
 
@@ -65,9 +65,9 @@ class PoolWriter:
         file, sha256 = None, None
         with _writing(self.root):
             if png is not None:
-                write_atomically(self.root / _file_of(row), png)
+                write_atomically(self.root / file_of(row), png)
                 sha256 = hashlib.sha256(png).hexdigest()
-                file = _file_of(row) if row["status"] == "kept" else None
+                file = file_of(row) if row["status"] == "kept" else None
             self._put(row | {"file": file, "sha256": sha256})
 
     def _put(self, row: Row) -> None:
@@ -84,10 +84,10 @@ class PoolWriter:
         Raises:
             PoolError: The pool cannot be written.
         """
-        if damage_of(self.root, _file_of(row), row) is not None:
+        if damage_of(self.root, row) is not None:
             return False
         with _writing(self.root):
-            self._put(row | {"status": "kept", "reason": None, "file": _file_of(row)})
+            self._put(row | {"status": "kept", "reason": None, "file": file_of(row)})
         return True
 
     def remove_file(self, row: Row) -> None:
@@ -97,7 +97,7 @@ class PoolWriter:
             PoolError: The pool cannot be written.
         """
         with _writing(self.root):
-            (self.root / _file_of(row)).unlink(missing_ok=True)
+            (self.root / file_of(row)).unlink(missing_ok=True)
 
     def __enter__(self) -> PoolWriter:
         """Return the writer itself."""
@@ -123,10 +123,6 @@ def _writing(root: Path) -> Iterator[None]:
         ) from None
     except OSError as error:
         raise PoolError(f"cannot write the pool {root} ({error})") from None
-
-
-def _file_of(row: Row) -> str:
-    return f"instances/{row['category_id']}/{row['instance_id']}.png"
 
 
 def _is_continued(root: Path, settings: Mapping[str, Any]) -> bool:

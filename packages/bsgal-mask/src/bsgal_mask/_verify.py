@@ -27,7 +27,7 @@ def verify_pool(pool_dir: str | Path) -> VerifyReport:
     """
     root = Path(pool_dir)
     kept = [row for row in read_pool_rows(root).values() if row["status"] == "kept"]
-    damages = {row["instance_id"]: damage_of(root, row["file"], row) for row in kept}
+    damages = {row["instance_id"]: damage_of(root, row) for row in kept}
     return VerifyReport(
         n_checked=len(kept), damaged={key: why for key, why in damages.items() if why is not None}
     )
