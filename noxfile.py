@@ -22,7 +22,8 @@ ROOT = Path(__file__).parent
 PACKAGES = sorted(path.parent.name for path in ROOT.glob("packages/*/pyproject.toml"))
 SHARED = ROOT / ".nox" / "shared"
 CHECKED = ["packages", "benchmarks", "integration_tests", "models", "noxfile.py", "conftest.py"]
-TOOLS = ["pytest", "hypothesis", "ruff", "mypy", "packaging"]
+# detectron2 crops polygons with shapely and does not require it.
+TOOLS = ["pytest", "hypothesis", "ruff", "mypy", "packaging", "shapely"]
 # What the packages, and what some of their requirements publish as source archives only, are built
 # with. A new virtual environment has an old setuptools or none.
 BUILD_TOOLS = ["setuptools", "wheel", "hatchling", "editables"]

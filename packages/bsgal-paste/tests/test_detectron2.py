@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import importlib.util
+import itertools
 import re
 import runpy
 import sys
@@ -83,13 +85,18 @@ def test_an_image_without_annotations_is_pasted_into(paste, target):
     assert all("segmentation" in entry for entry in got)
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_what_detectron2_makes_of_it_has_the_same_masks_and_boxes(paste, target, monkeypatch):
+@pytest.fixture
+def detectron2_data(monkeypatch) -> types.ModuleType:
     # Version 0.6 uses a name that Pillow has dropped, and a compiled part that masks do not need.
     monkeypatch.setattr(Image, "LINEAR", Image.BILINEAR, raising=False)
     pytest.importorskip("detectron2", reason="detectron2 is not installed")
     monkeypatch.setitem(sys.modules, "detectron2._C", types.ModuleType("detectron2._C"))
-    utils = pytest.importorskip("detectron2.data.detection_utils")
+    return importlib.import_module("detectron2.data")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_what_detectron2_makes_of_it_has_the_same_masks_and_boxes(paste, target, detectron2_data):
+    utils = detectron2_data.detection_utils
     adapter = PasteAnnotations(paste, CATEGORY_IDS, seed=5)
     image, entries, result = adapter(
         target.image, annotations_of(target, "polygon"), epoch=0, image_id=0
@@ -98,6 +105,90 @@ def test_what_detectron2_makes_of_it_has_the_same_masks_and_boxes(paste, target,
     np.testing.assert_array_equal(instances.gt_masks.tensor.numpy(), result.masks)
     np.testing.assert_array_equal(instances.gt_boxes.tensor.numpy(), result.boxes_xyxy)
     assert [CATEGORY_IDS[i] for i in instances.gt_classes] == result.category_ids.tolist()
+
+
+class Mapper:
+    """Do what detectron2's `DatasetMapper` does, with a paste behind the augmentations."""
+
+    def __init__(self, detectron2_data, adapter: PasteAnnotations, augmentations: list) -> None:
+        self.utils = detectron2_data.detection_utils
+        self.transforms = detectron2_data.transforms
+        self.adapter = adapter
+        self.augmentations = self.transforms.AugmentationList(augmentations)
+
+    def __call__(self, record: dict) -> dict:
+        inputs = self.transforms.AugInput(record["image"].copy())
+        changes = self.augmentations(inputs)
+        image_hw = inputs.image.shape[:2]
+        annotations = [
+            self.utils.transform_instance_annotations(copy.deepcopy(entry), changes, image_hw)
+            for entry in record["annotations"]
+        ]
+        gone = sum(not len(entry["segmentation"]) for entry in annotations)
+        # As the documentation says for a sampler without epochs.
+        epoch = int(np.random.randint(2**31))  # noqa: NPY002
+        image, annotations, result = self.adapter(
+            inputs.image, annotations, epoch=epoch, image_id=record["image_id"]
+        )
+        instances = self.utils.annotations_to_instances(annotations, image_hw, "bitmask")
+        return {"image": image, "instances": instances, "result": result, "gone": gone}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("crop", ["lsj", "random"])
+def test_objects_that_a_crop_removed_are_left_out_in_loader_workers(
+    paste, target, detectron2_data, crop
+):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("shapely", reason="detectron2 crops polygons with shapely")
+    transforms = detectron2_data.transforms
+    augmentations = {
+        "lsj": [
+            transforms.ResizeScale(0.5, 4.0, 96, 128),
+            transforms.FixedSizeCrop((96, 128)),
+            transforms.RandomFlip(),
+        ],
+        "random": [transforms.RandomCrop("relative_range", (0.3, 0.3))],
+    }[crop]
+    adapter = PasteAnnotations(paste, CATEGORY_IDS, seed=0)
+    entries = annotations_of(target, "polygon")
+    records = [
+        {"image": target.image, "image_id": i, "annotations": copy.deepcopy(entries)}
+        for i in range(8)
+    ]
+    mapped = detectron2_data.MapDataset(records, Mapper(detectron2_data, adapter, augmentations))
+    sampler = detectron2_data.samplers.TrainingSampler(len(records), seed=0)
+    loader = torch.utils.data.DataLoader(
+        mapped, sampler=sampler, batch_size=4, num_workers=2, collate_fn=list,
+        worker_init_fn=detectron2_data.build.worker_init_reset_seed,
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+    samples = [sample for batch in itertools.islice(loader, 15) for sample in batch]
+    assert sum(sample["gone"] for sample in samples) > 5, "the crops remove whole objects"
+    for sample in samples:
+        instances, result = sample["instances"], sample["result"]
+        assert result.image.shape == sample["image"].shape
+        np.testing.assert_array_equal(instances.gt_masks.tensor.numpy(), result.masks)
+        assert instances.gt_masks.tensor.flatten(1).any(1).all()
+        assert [CATEGORY_IDS[i] for i in instances.gt_classes] == result.category_ids.tolist()
+    assert len({sample["image"].tobytes() for sample in samples}) > 50
+
+
+def test_an_object_without_polygons_is_left_out(paste, target):
+    entries = annotations_of(target, "polygon")
+    entries[0]["segmentation"] = []
+    _, got, result = PasteAnnotations(paste, CATEGORY_IDS, seed=5)(
+        target.image, entries, epoch=0, image_id=0
+    )
+    assert len(result.original) == 1
+    assert {entry.get("id") for entry in got} <= {None, 91}
+
+
+def test_a_mask_of_another_size_is_refused(paste, target):
+    entries = annotations_of(target, "mask")
+    entries[0]["segmentation"] = entries[0]["segmentation"][:50]
+    with pytest.raises(ValueError, match=r"shape \(50, 128\) does not fit the image of 96 x 128"):
+        PasteAnnotations(paste, CATEGORY_IDS, seed=5)(target.image, entries, epoch=0, image_id=0)
 
 
 @pytest.mark.parametrize(

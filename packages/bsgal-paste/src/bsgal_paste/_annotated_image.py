@@ -33,6 +33,14 @@ def tight_boxes_xyxy(masks: BoolArray) -> FloatArray:
     return boxes
 
 
+def has_area_inside(boxes_xyxy: FloatArray, image_hw: tuple[int, int]) -> BoolArray:
+    """Say which boxes `(N, 4)` have some area inside an image, bool `(N,)`."""
+    height, width = image_hw
+    low = np.maximum(boxes_xyxy[:, :2], 0)
+    high = np.minimum(boxes_xyxy[:, 2:], [width, height])
+    return np.asarray((high > low).all(axis=1))
+
+
 class AnnotatedImage:
     """Hold an RGB image and the instances annotated in it.
 

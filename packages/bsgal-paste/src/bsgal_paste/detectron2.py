@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bsgal_paste._annotated_image import AnnotatedImage
+from bsgal_paste._annotated_image import AnnotatedImage, has_area_inside
 from bsgal_paste._apply import PasteResult
 from bsgal_paste._arrays import BoolArray, ByteArray
 from bsgal_paste._copy_paste import CopyPaste, sample_rng
@@ -82,7 +82,10 @@ class PasteAnnotations:
                 index from 0) and `segmentation` (polygons, run lengths or a mask `(H, W)`); for
                 boxes alone, all of them without `segmentation`. Those without a visible pixel are
                 left out. Crowd regions (`iscrowd`) are to be filtered out before.
-            epoch: Counts from 0.
+            epoch: Any integer from 0 that is another one when the image comes again. In an
+                infinite sampler such as detectron2's, which has no epochs, draw it where the
+                mapper draws its augmentations: `int(np.random.randint(2**31))`, which detectron2
+                seeds in every worker.
             image_id: Of the image.
 
         Returns:
@@ -126,15 +129,14 @@ class PasteAnnotations:
         boxes = np.array([_box_xyxy(a) for a in annotations]).reshape(-1, 4)
         height, width = rgb.shape[:2]
         if annotations and not n_masks:
-            low, high = boxes[:, :2], boxes[:, 2:]
-            kept = (np.minimum(high, [width, height]) > np.maximum(low, 0)).all(axis=1)
+            kept = has_area_inside(boxes, (height, width))
             ids = self._category_ids[classes[kept]]
             target = AnnotatedImage.from_boxes(rgb, boxes[kept], ids)
         else:
             masks = np.zeros((len(annotations), height, width), dtype=bool)
             for mask, annotation in zip(masks, annotations, strict=True):
                 mask[:] = _mask(annotation, height, width)
-            kept = masks.any(axis=(1, 2))
+            kept = np.asarray(masks.any(axis=(1, 2)))
             ids = self._category_ids[classes[kept]]
             target = AnnotatedImage(rgb, masks[kept], ids, boxes_xyxy=boxes[kept])
         return target, [annotations[i] for i in np.flatnonzero(kept).tolist()]
@@ -153,8 +155,15 @@ def _box_xyxy(annotation: Mapping[str, Any]) -> list[float]:
 def _mask(annotation: Mapping[str, Any], height: int, width: int) -> BoolArray:
     segmentation = annotation["segmentation"]
     if isinstance(segmentation, np.ndarray) and segmentation.ndim == 2:
+        if segmentation.shape != (height, width):
+            raise ValueError(
+                f"a mask of shape {segmentation.shape} does not fit the image of {height} x {width}"
+            )
         return np.asarray(segmentation, dtype=bool)
     if not isinstance(segmentation, Mapping):
+        # What detectron2 leaves of an object that was cropped away.
+        if not len(segmentation):
+            return np.zeros((height, width), dtype=bool)
         segmentation = [np.asarray(polygon, dtype=float).ravel() for polygon in segmentation]
         segmentation = [polygon.tolist() for polygon in segmentation]
     entry = {"id": annotation.get("id", "?"), "segmentation": segmentation}

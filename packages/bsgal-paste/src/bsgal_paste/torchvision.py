@@ -2,37 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 # torchvision has no type information.
 from torchvision import tv_tensors  # type: ignore[import-untyped]
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
-from bsgal_paste._annotated_image import AnnotatedImage
+from bsgal_paste._annotated_image import AnnotatedImage, has_area_inside
 from bsgal_paste._apply import PasteResult
 from bsgal_paste._copy_paste import CopyPaste, sample_rng
 
 # Values of a target that hold one entry per instance, and those that do not.
 _INSTANCE_KEYS = {"boxes", "masks", "labels", "area", "iscrowd", "instance_ids"}
-_IMAGE_KEYS = {"image_id", "size", "orig_size", "height", "width", "file_name"}
+_IMAGE_KEYS = {"image_id", "size", "orig_size", "height", "width", "file_name", "instance_names"}
+
+
+def instance_values(sample: Any) -> tuple[torch.Tensor, ...]:
+    """Give what must stay in step with the boxes, for `SanitizeBoundingBoxes`.
+
+    Its default keeps labels and masks in step and leaves the rest as long as it was. After a
+    `CopyPasteTransform` use `v2.SanitizeBoundingBoxes(labels_getter=instance_values)`.
+
+    Args:
+        sample: `(image, target)`, or a target.
+
+    Returns:
+        Those of the target's labels, areas, crowd marks and instance ids that are tensors `(N,)`.
+    """
+    target = sample[1] if isinstance(sample, tuple | list) else sample
+    values = (target.get(key) for key in ("labels", "area", "iscrowd", "instance_ids"))
+    return tuple(value for value in values if isinstance(value, torch.Tensor))
+
+
+def pool_ids(target: Mapping[str, Any]) -> list[str | None]:
+    """Give the pool's instance id of each box of a target, None for a real object.
+
+    Raises:
+        ValueError: The target has fewer or more ids than boxes, because something filtered the
+            boxes alone.
+    """
+    indices = target["instance_ids"].tolist()
+    if len(indices) != len(target["boxes"]):
+        raise ValueError(
+            f"the target has {len(indices)} `instance_ids` for {len(target['boxes'])} boxes; give "
+            "`SanitizeBoundingBoxes` the argument `labels_getter=instance_values`"
+        )
+    return [None if index < 0 else target["instance_names"][index] for index in indices]
 
 
 class CopyPasteTransform(v2.Transform):  # type: ignore[misc]
     """Paste instances into an image and its target, with the result of the NumPy core.
 
     The sample of image i in epoch e is `paste(target, sample_rng(seed, e, i))`, byte for byte,
-    in whatever loader process. Put it after resizing and cropping, before scaling to float.
+    in whatever loader process. Put it before scaling to float and, where objects should keep their
+    size, after resizing and cropping. Instances without a visible pixel are left out, as crops
+    leave them.
 
     Takes `(image, target)`. `image` is a uint8 tensor `(3, H, W)`; `target` a dictionary with
     `boxes` (`tv_tensors.BoundingBoxes`), `labels` (category ids of the annotations `(N,)`), mostly
     `masks` (`tv_tensors.Mask`, `(N, H, W)`), and `image_id`. Without `masks` the boxes are taken
     for the objects. Gives `(image, target)` of the same kinds, boxes in the format they came in;
-    `area` (visible pixels) and `iscrowd` (0 for pasted ones) are kept in step if they are there;
-    `instance_ids` says where each instance comes from, None for a real one.
+    `area` (visible pixels) and `iscrowd` (0 for pasted ones) are kept in step if they are there.
+    `instance_ids`, int64 `(N,)`, says where each instance comes from: -1 for a real one, else its
+    place in `instance_names`, the pool's ids. `pool_ids` puts the two together. For crops behind
+    this transform see `instance_values`.
 
     Args:
         paste: What to paste and how.
@@ -60,7 +98,12 @@ class CopyPasteTransform(v2.Transform):  # type: ignore[misc]
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw anew from now on, in loader workers that are running too."""
+        """Draw anew from now on, in loader workers that are running too.
+
+        Where the sampler is infinite, call it with any integer that grows now and then, such as the
+        step divided by the steps that see each image once. Samples that workers have fetched ahead
+        still have the one before.
+        """
         if epoch < 0:
             raise ValueError(f"`epoch` must not be negative, got {epoch}")
         self._epoch.fill_(epoch)
@@ -74,10 +117,10 @@ class CopyPasteTransform(v2.Transform):  # type: ignore[misc]
                 transform does not know how to keep in step.
         """
         self._check(image, target)
-        annotated = _annotated(image, target)
+        annotated, used = _annotated(image, target)
         rng = sample_rng(self.seed, int(self._epoch), int(target["image_id"]))
         result = self.paste(annotated, rng)
-        pasted = _pasted_target(target, result)
+        pasted = _pasted_target(target, result, used)
         if self.keep_original:
             pasted["original"] = (image, target)
         pixels = torch.from_numpy(np.ascontiguousarray(result.image.transpose(2, 0, 1)))
@@ -114,26 +157,35 @@ class CopyPasteTransform(v2.Transform):  # type: ignore[misc]
                 )
 
 
-def _annotated(image: torch.Tensor, target: dict[str, Any]) -> AnnotatedImage:
+def _annotated(
+    image: torch.Tensor, target: dict[str, Any]
+) -> tuple[AnnotatedImage, npt.NDArray[np.int64]]:
+    """Give the image with those of its instances that have a pixel, and which they are."""
     pixels = np.ascontiguousarray(image.cpu().numpy().transpose(1, 2, 0))
-    labels = target["labels"].cpu().numpy()
     boxes = v2.functional.convert_bounding_box_format(
         target["boxes"], new_format=tv_tensors.BoundingBoxFormat.XYXY
     )
     boxes_xyxy = boxes.cpu().numpy().astype(np.float64)
+    labels = target["labels"].cpu().numpy()
     if "masks" not in target:
-        return AnnotatedImage.from_boxes(pixels, boxes_xyxy, labels)
+        used = np.flatnonzero(has_area_inside(boxes_xyxy, pixels.shape[:2]))
+        return AnnotatedImage.from_boxes(pixels, boxes_xyxy[used], labels[used]), used
     masks = target["masks"].cpu().numpy().astype(bool)
-    return AnnotatedImage(
+    used = np.flatnonzero(masks.any(axis=(1, 2)))
+    ids = pool_ids(target) if "instance_ids" in target else [None] * len(labels)
+    annotated = AnnotatedImage(
         pixels,
-        masks,
-        labels,
-        boxes_xyxy=boxes_xyxy,
-        instance_ids=target.get("instance_ids"),
+        masks[used],
+        labels[used],
+        boxes_xyxy=boxes_xyxy[used],
+        instance_ids=[ids[i] for i in used.tolist()],
     )
+    return annotated, used
 
 
-def _pasted_target(target: dict[str, Any], result: PasteResult) -> dict[str, Any]:
+def _pasted_target(
+    target: dict[str, Any], result: PasteResult, used: npt.NDArray[np.int64]
+) -> dict[str, Any]:
     old_boxes = target["boxes"]
     boxes = tv_tensors.BoundingBoxes(
         torch.from_numpy(result.boxes_xyxy).to(torch.float64),
@@ -144,7 +196,12 @@ def _pasted_target(target: dict[str, Any], result: PasteResult) -> dict[str, Any
     pasted = dict(target)
     pasted["boxes"] = tv_tensors.wrap(boxes.to(old_boxes.dtype), like=old_boxes)
     pasted["labels"] = torch.from_numpy(result.category_ids).to(target["labels"].dtype)
-    pasted["instance_ids"] = list(result.instance_ids)
+    names = [name for name in result.instance_ids if name is not None]
+    indices = torch.full((len(result),), -1)
+    indices[torch.tensor([name is not None for name in result.instance_ids])] = torch.arange(
+        len(names)
+    )
+    pasted["instance_ids"], pasted["instance_names"] = indices, names
     if "masks" in target:
         masks = torch.from_numpy(result.masks).to(target["masks"].dtype)
         pasted["masks"] = tv_tensors.Mask(masks)
@@ -154,6 +211,6 @@ def _pasted_target(target: dict[str, Any], result: PasteResult) -> dict[str, Any
         old = torch.as_tensor(target["iscrowd"])
         crowds = torch.zeros(len(result), dtype=old.dtype)
         real = torch.from_numpy(~result.is_pasted)
-        crowds[real] = old[torch.from_numpy(result.source_index)[real]]
+        crowds[real] = old[torch.from_numpy(used[result.source_index[~result.is_pasted]])]
         pasted["iscrowd"] = crowds
     return pasted
