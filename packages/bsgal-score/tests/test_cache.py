@@ -262,6 +262,36 @@ def test_stop_and_resume_gives_the_same_scores_bit_for_bit(model, dtype):
         assert resumed.update_and_score(g, k, rows=rows) == whole.update_and_score(g, k, rows=rows)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"decay": 0.95}, {"decay": 0.99}, {"decay": 0.999}, {"decay": 0.1, "mode": "mean"}],
+    ids=str,
+)
+def test_a_bfloat16_cache_that_would_stand_still_is_refused(model, options):
+    with pytest.raises(ValueError, match=r"of at most 0\.9, got mode='.*use dtype=torch\.float32"):
+        GradientCache(model.named_parameters(), dtype=torch.bfloat16, **options)
+    GradientCache(model.named_parameters(), dtype=torch.float32, **options)
+
+
+@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9])
+def test_a_bfloat16_cache_follows_its_gradients(model, decay, bias_correction):
+    cache = GradientCache(
+        model.named_parameters(),
+        decay=decay,
+        dtype=torch.bfloat16,
+        bias_correction=bias_correction,
+    )
+    for seed in (1, 2):
+        expected = gradients_of(model, seed)
+        for _ in range(100):
+            cache.update(expected)
+        for name, g in expected.items():
+            # One rounding more than what may be lost.
+            bound = (2.0**-8 / (1 - decay) + 2.0**-8) * g.abs()
+            assert bool(((cache[name].float() - g).abs() <= bound).all()), name
+
+
 def test_a_state_survives_torch_save(model, tmp_path):
     cache = GradientCache(model.named_parameters(), decay=0.9)
     cache.update(gradients_of(model, 0))

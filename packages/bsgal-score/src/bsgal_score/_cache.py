@@ -30,6 +30,10 @@ Rows = Tensor | Sequence[int]
 
 _STATE_VERSION = 1
 _CACHE_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+# bfloat16 rounds to 2⁻⁸ of a value. What an update adds, (1 - decay)·(g - c), is lost where it is
+# less, so that an entry may stand still while it is 2⁻⁸ / (1 - decay) of its size away from the
+# average: 4 % at 0.9, 39 % at 0.99, and any distance in a mean.
+_LARGEST_BF16_DECAY = 0.9
 
 
 class GradientCache:
@@ -44,7 +48,8 @@ class GradientCache:
         decay: Weight of the old cache, in [0, 1). The memory halves every `half_life` updates.
         mode: `"decay"`, or `"mean"` for the plain mean over all updates (`decay` is then unused).
         dtype: float32, bfloat16 or float64; None keeps float64 parameters in float64 and everything
-            else in float32.
+            else in float32. bfloat16 takes a `decay` of at most 0.9 and no mean: a longer memory
+            adds too little in an update to show in 8 bits.
         exclude: Patterns (`fnmatch`) of parameter names to leave out; each must match something.
         rowwise: Patterns of class-indexed parameters, whose rows (first axis) are updated only when
             `update` names them: the memory of a rare class is not washed out by frequent ones.
@@ -78,6 +83,12 @@ class GradientCache:
             raise ValueError(f"`mode` must be 'decay' or 'mean', got {mode!r}")
         if dtype is not None and dtype not in _CACHE_DTYPES:
             raise ValueError(f"`dtype` must be one of {_CACHE_DTYPES}, got {dtype}")
+        if dtype == torch.bfloat16 and (mode == "mean" or decay > _LARGEST_BF16_DECAY):
+            raise ValueError(
+                f"a bfloat16 cache needs mode='decay' with a `decay` of at most "
+                f"{_LARGEST_BF16_DECAY}, got mode={mode!r} and decay={decay}: its updates would be "
+                "rounded away and the cache stand still; use dtype=torch.float32"
+            )
         self.decay = float(decay)
         self.mode = mode
         self.bias_correction = bias_correction
