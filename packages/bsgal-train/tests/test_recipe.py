@@ -138,6 +138,7 @@ def test_optional_settings_are_overridden_and_saved() -> None:
         (["selection.threshold=3"], r"is a cosine, in \[-1, 1\]"),
         (["selection.threshold=true"], "takes float, got True"),
         (["selection.decay=1"], r"decay must be in \[0, 1\)"),
+        (["selection.decay=0.99", "selection.cache_dtype=bf16"], r"at most 0\.9, got 0\.99"),
         (["selection.kept_share=1.5"], r"must be in \[0, 1\]"),
         (["selection.refresh_every=0"], "at least 1"),
         (['selection.losses=["cls","cls"]'], "names a loss twice"),

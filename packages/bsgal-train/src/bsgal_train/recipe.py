@@ -327,7 +327,7 @@ class SelectionConfig:
         decay: weight of the old gradient cache at each update; None means 0.1 (released with the
             paper) for `paper` and `batch`, else 0.9.
         rowwise: classifier rows keep their memory in steps without their class.
-        cache_dtype: type of the cache; `bf16` halves it.
+        cache_dtype: type of the cache; `bf16` halves it, for a decay of at most 0.9.
         policy: `fixed` accepts from `threshold` on; `quantile` accepts the best `kept_share` of
             the last `window` contributions; `schedule` moves that share linearly over the run;
             `like_real` (with `own_class`) accepts what scores as `real_kept_share` of real objects
@@ -381,6 +381,11 @@ class SelectionConfig:
     def __post_init__(self) -> None:
         decay, threshold = self.effective_decay, self.effective_threshold
         _require(0 <= decay < 1, f"selection.decay must be in [0, 1), got {decay}")
+        _require(
+            self.cache_dtype == "fp32" or decay <= 0.9,
+            f"selection.cache_dtype=bf16 needs a selection.decay of at most 0.9, got {decay}: the "
+            "updates of a longer memory are lost in 8 bits",
+        )
         _require(
             self.form != "cosine" or self.mode == "oracle" or -1 <= threshold <= 1,
             f"selection.threshold is a cosine, in [-1, 1], got {threshold}",
