@@ -111,6 +111,11 @@ def test_a_pool_without_kept_rows_is_an_error(write_pool):
         ({"file": "../secret.png"}, "line 2: file '../secret.png' must be a relative path"),
         ({"file": "a.png|b.png"}, r"line 2: file 'a.png\|b.png' must be a relative path"),
         ({"file": "a\0.png"}, r"line 2: file 'a\\x00.png' must be a relative path"),
+        (
+            {"file": "a\\..\\..\\b.png"},
+            r"must be a relative path inside .* without '\|' and backslash",
+        ),
+        ({"reason": 5}, "line 2: reason must be text or null, got 5"),
         ({"category_id": True}, "line 2: category_id must be int, 0 to .* got True"),
         (
             {"category_id": 2**63},

@@ -175,6 +175,8 @@ def checked_row(fields: dict[str, Any], line: int, where: str) -> PoolRow:
     sha256 = get("sha256")
     is_hash = isinstance(sha256, str) and _SHA256.fullmatch(sha256) is not None
     require("sha256", sha256 is None or is_hash, "64 hexadecimal digits or null")
+    reason = get("reason")
+    require("reason", reason is None or isinstance(reason, str), "text or null")
     return PoolRow(
         category_id=category_id,
         instance_id=instance_id,
@@ -222,9 +224,9 @@ def safe_relative_path(file: str, where: str) -> str:
     """
     parts = PurePosixPath(file).parts
     leaves = not parts or ".." in parts or parts[0] == "/" or PureWindowsPath(file).anchor
-    if leaves or "\0" in file or "|" in file:
+    if leaves or any(character in file for character in "\0|\\"):
         raise PoolFormatError(
             f"{where}: file {_shown(file)} must be a relative path inside the pool's folder, "
-            "without '|'"
+            "without '|' and backslash"
         )
     return file
