@@ -92,7 +92,7 @@ def test_alone_every_exchange_is_the_identity() -> None:
 
 
 MODES = {
-    "paper": (),
+    "paper": ("detector.drop_path=0.9",),
     "paste_random": ("detector.federated_classes=2", "selection.kept_share=0.5"),
     "instance": (
         "optimizer.ema_decay=0.5",

@@ -13,6 +13,7 @@ from detectron2.modeling.backbone.fpn import LastLevelP6P7
 from timm.layers import GroupNorm, LayerNorm2d, freeze_batch_norm_2d
 from torch import Tensor, nn
 
+from bsgal_train.detector.drop_path import drop_image_by_image
 from bsgal_train.recipe import BackboneNorm
 
 __all__ = ["TimmBackbone", "build_timm_fpn_backbone"]
@@ -32,7 +33,7 @@ class TimmBackbone(Backbone):  # type: ignore[misc]  # detectron2 ships no types
             few small crops are too noisy to train from random weights and frozen statistics need
             pre-trained ones. `frozen`: batch normalisation with fixed statistics and scales.
             `own`: what timm builds; batch normalisation is refused.
-        drop_path: probability that a block is skipped in training.
+        drop_path: probability that a block is skipped in training; drawn for each image by itself.
         weights: of the whole timm model, classifier or not; None draws them.
         model_options: passed on to timm.
     """
@@ -57,6 +58,7 @@ class TimmBackbone(Backbone):  # type: ignore[misc]  # detectron2 ships no types
         if weights is not None:
             options |= {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": weights}}
         body = timm.create_model(name, features_only=True, **options)
+        drop_image_by_image(body)
         self.body: Any = freeze_batch_norm_2d(body) if norm == "frozen" else body
         _refuse_batch_norm(name, self.body)
         reduction = list(self.body.feature_info.reduction())
