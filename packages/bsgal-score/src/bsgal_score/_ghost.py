@@ -125,11 +125,9 @@ class GhostScorer:
                     f"parameter {name!r} was replaced since the scorer was made; make a new cache "
                     "and a new scorer"
                 )
-        self._recorder.clear()
         for module, roles in self._exact.items():
             self._handles += record_module(self._recorder, module, roles)
-        self._recorder.__enter__()  # type: ignore[no-untyped-call]  # torch's
-        self._recorder.active = True
+        self._recorder.start()
         return self
 
     def __exit__(
@@ -139,12 +137,11 @@ class GhostScorer:
         traceback: TracebackType | None,
     ) -> None:
         """Stop to record and let go of all activations."""
-        self._recorder.active = False
-        self._recorder.__exit__(exc_type, exc, traceback)  # type: ignore[no-untyped-call]  # torch's
+        self._recorder.stop()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        self._recorder.clear()
+        self._recorder.forget()
 
     def score(
         self,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from types import CodeType, FrameType
 from typing import Any
@@ -17,6 +18,9 @@ from ._graph import Place, unrecorded_uses
 from ._linear_maps import LINEAR_MAPS, ExactCall, LinearCall, version_of, why_unsupported
 
 Call = LinearCall | ExactCall
+
+_recording: list[Recorder] = []
+"""Those between `start` and `stop`."""
 
 
 class Recorder(TorchFunctionMode):
@@ -44,12 +48,25 @@ class Recorder(TorchFunctionMode):
         self._callers: dict[str, set[CodeType]] = defaultdict(set)
         """Parameter name to the code that was running when a function took it."""
 
-    def clear(self) -> None:
-        """Forget what was recorded, and find the parameters where they are now.
+    def start(self) -> None:
+        """Forget what was recorded, find the parameters where they are now, and record.
 
         Parameters are known by their `id`, which is another in a copy of this object.
         """
+        self.forget()
         self._names = {id(parameter): name for name, parameter in self._parameters.items()}
+        self.active = True
+        _recording.append(self)
+        self.__enter__()  # type: ignore[no-untyped-call]  # torch's
+
+    def stop(self) -> None:
+        """End what `start` began; what was recorded stays until it is forgotten."""
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch's
+        _recording.remove(self)
+        self.active = False
+
+    def forget(self) -> None:
+        """Let go of what was recorded."""
         self.calls.clear()
         self.n_unwatched = 0
         self._inside.clear()
@@ -156,6 +173,19 @@ def without_parameters(calls: Iterable[Call], names: Container[str]) -> list[Cal
         for call in calls
     )
     return [call for call in kept if call.names]
+
+
+@contextmanager
+def not_recording() -> Iterator[None]:
+    """Run a block that is no part of any forward pass being recorded."""
+    paused = [one for one in _recording if one.active]
+    for one in paused:
+        one.active = False
+    try:
+        yield
+    finally:
+        for one in paused:
+            one.active = True
 
 
 def _leaves(values: Iterable[Any]) -> Iterable[Any]:

@@ -45,7 +45,7 @@ class Snapshot:
             for parameter, entries in optimizer.state.items()
         }
         self._modes = [] if model is None else [(m, m.training) for m in model.modules()]
-        self._random_state = _random_state()
+        self._random_state = random_state()
         self._generators = [(generator, generator.get_state()) for generator in generators]
 
     def restore(self) -> None:
@@ -68,7 +68,7 @@ class Snapshot:
 
     def restore_random_state(self) -> None:
         """Put the random state back and leave the rest as it is."""
-        _set_random_state(self._random_state)
+        set_random_state(self._random_state)
         for generator, state in self._generators:
             generator.set_state(state)
 
@@ -91,13 +91,15 @@ def _copy(value: Any) -> Any:
     return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
 
 
-def _random_state() -> tuple[Any, ...]:
+def random_state() -> tuple[Any, ...]:
+    """Return the state of the global generators of Python, NumPy and torch."""
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     # What a loss draws from is not ours to choose, so the global generators are covered too.
     return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda  # noqa: NPY002
 
 
-def _set_random_state(state: tuple[Any, ...]) -> None:
+def set_random_state(state: tuple[Any, ...]) -> None:
+    """Put back what `random_state` returned."""
     python, numpy, cpu, cuda = state
     random.setstate(python)
     np.random.set_state(numpy)  # noqa: NPY002 - see above

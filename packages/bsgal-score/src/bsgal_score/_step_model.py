@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from ._adam_displacement import adam_displacement
 from ._curvature import CallRows, Curvature, CurvatureKind
 from ._extrapolation import Extrapolation
 from ._recorder import Recorder, without_parameters
-from ._restore import restored
+from ._trial import stepped_copies, trying
 from ._types import TensorMetric
 from .errors import StateMismatchError
 
@@ -221,11 +221,12 @@ class StepModel:
     ) -> dict[str, Tensor | None]:
         """Return the gradient of the reference loss where `reference_at` says, for the cache.
 
-        With "look_ahead" the optimizer's step on the `.grad` of now is taken first, and taken back
-        bit for bit afterwards; so call it after the backward pass of the batch without the
-        candidate. With a curvature, the rows of the loss (entries along the first axis of every
-        layer's input) feed its estimate; layers that `GhostScorer` does not know count as flat.
-        One forward and one backward pass; `.grad` and the random state stay.
+        With "look_ahead" the weights are those after the optimizer's step on the `.grad` of now; so
+        call it after the backward pass of the batch without the candidate. With a curvature, the
+        rows of the loss (entries along the first axis of every layer's input) feed its estimate;
+        layers that `GhostScorer` does not know count as flat.
+        One forward and one backward pass. Parameters, buffers, `.grad`, modes and the random state
+        stay, and graphs built before remain good for their backward pass.
 
         Args:
             model: Whose parameters get a gradient.
@@ -235,8 +236,8 @@ class StepModel:
             Parameter name to gradient; None where the loss does not depend on it.
         """
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        ahead = self.reference_at == "look_ahead"
-        with self.look_ahead(model) if ahead else nullcontext(), torch.enable_grad():
+        values = stepped_copies(self.optimizer) if self.reference_at == "look_ahead" else {}
+        with trying(values, self.optimizer, model), torch.enable_grad():
             found: tuple[Tensor | None, ...]
             if self.curvature is None:
                 found = torch.autograd.grad(
@@ -248,17 +249,17 @@ class StepModel:
 
     @contextmanager
     def look_ahead(self, model: nn.Module | None = None) -> Iterator[None]:
-        """Take the optimizer's step on the gradients of now, and take it back when the block ends.
+        """Give the weights the values after the optimizer's step on the `.grad` of now, in a block.
 
         A reference gradient taken inside belongs to the weights after the step that is taken
         without the candidate; it holds the interplay of the candidate with the rest of the batch.
-        Everything is restored bit for bit, as after `loss_difference`.
+        The step is taken on copies, and parameters point to them meanwhile; `.grad` is None in the
+        block. Everything is put back when it ends, and graphs built before remain good.
 
         Args:
-            model: Restore its buffers too.
+            model: Restore its buffers and modes too.
         """
-        with restored(self.optimizer, model):
-            self.optimizer.step()
+        with trying(stepped_copies(self.optimizer), self.optimizer, model):
             yield
 
     def batch_step(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -268,11 +269,8 @@ class StepModel:
             parameters: Name to parameter; those without `.grad` are left out.
         """
         chosen = {name: p for name, p in parameters.items() if p.grad is not None}
-        if not chosen:
-            return {}
-        before = {name: p.detach().clone() for name, p in chosen.items()}
-        with self.look_ahead():
-            return {name: before[name] - p.detach() for name, p in chosen.items()}
+        after = stepped_copies(self.optimizer, set(chosen.values()))
+        return {name: p.detach() - after.get(p, p.detach()) for name, p in chosen.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return what has been learnt about the curvature and the cache's course."""
@@ -314,11 +312,11 @@ class StepModel:
     ) -> tuple[Tensor | None, ...]:
         """Return gradients, and feed the curvature from the same backward pass."""
         recorder = Recorder(named)
-        recorder.clear()
-        with recorder:
-            recorder.active = True
+        recorder.start()
+        try:
             loss = reference_loss()
-            recorder.active = False
+        finally:
+            recorder.stop()
         calls = without_parameters(recorder.calls, recorder.unrecorded(loss))
         places: list[Any] = [*named.values(), *(call.place.edge for call in calls)]
         found = torch.autograd.grad(loss, places, allow_unused=True)
