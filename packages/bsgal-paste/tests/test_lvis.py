@@ -92,8 +92,16 @@ def changed(path: list, value: object) -> dict:
         (["categories", 0, "synonyms"], "ball", "category 2: `synonyms` must be a list"),
         (["categories", 0, "frequency"], "rare", "category 2: `frequency` must be 'r', 'c' or 'f'"),
         (["categories", 0, "frequency"], [], "category 2: `frequency` must be 'r', 'c' or 'f'"),
+        (["categories", 0, "image_count"], "9", "category 2: `image_count` must be an integer"),
+        (["categories", 0, "instance_count"], -9, "category 2: `instance_count` must be an int"),
         (["info"], [], "`info` must be an object"),
         (["licenses"], 1, "`licenses` must be a list"),
+        (["licenses"], "CC0", "`licenses` must be a list"),
+        (
+            ["categories"],
+            [{"id": 2, "name": "ball", "frequency": "r"}, {"id": 5, "name": "bat"}],
+            "1 of 2 categories have a `frequency`; all or none must",
+        ),
     ],
 )
 def test_a_bad_entry_is_named(path, value, message):
@@ -213,6 +221,8 @@ def test_an_image_that_is_missing_or_outside_is_named(tmp_path):
         image_path({"id": 7, "file_name": "x.jpg"}, tmp_path)
     with pytest.raises(AnnotationError, match="leaves"):
         image_path({"id": 7, "file_name": "../x.jpg"}, tmp_path)
+    with pytest.raises(AnnotationError, match=r"image 7: .* cannot be looked for: .*too long"):
+        image_path({"id": 7, "file_name": "x" * 5000}, tmp_path)
     with pytest.raises(AnnotationError, match="neither `file_name` nor `coco_url`"):
         image_path({"id": 7}, Path(tmp_path))
 

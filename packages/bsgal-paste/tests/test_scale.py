@@ -70,6 +70,25 @@ def test_statistics_of_another_schema_are_refused(tmp_path):
         ScaleStatistics.load(tmp_path / "scales.json")
 
 
+@pytest.mark.parametrize(
+    ("damaged", "message"),
+    [
+        (lambda text: text.replace('"count": 2', '"count": 3', 1), "was changed since"),
+        (lambda text: text.replace('"mean"', '"median"', 1), "was changed since"),
+        (lambda text: text.replace('"categories"', '"kinds"'), "was changed since"),
+        (lambda text: text[:40], "is not valid JSON"),
+        (lambda text: "", "is not valid JSON"),
+        (lambda text: "[]", "has schema None"),
+    ],
+)
+def test_damaged_statistics_are_refused(tmp_path, damaged, message):
+    path = tmp_path / "scales.json"
+    ScaleStatistics.from_annotations(lvis()).save(path)
+    path.write_text(damaged(path.read_text()))
+    with pytest.raises(ValueError, match=rf"scales\.json {message}"):
+        ScaleStatistics.load(path)
+
+
 def test_annotations_can_be_a_path(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(lvis()))
     by_path = ScaleStatistics.from_annotations(tmp_path / "a.json")

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bsgal_paste import ScaleStatistics
+from bsgal_paste import ScaleEntry, ScaleStatistics
 from bsgal_train import derived
 from bsgal_train.derived import cache_root, file_sha256, scale_statistics
 
@@ -37,10 +37,9 @@ def test_scales_are_measured_once_for_a_content(
         scale_statistics(path, "b" * 64, tmp_path)
     monkeypatch.undo()
     other = tmp_path / "scales" / f"{'a' * 64}.json"
-    content = json.loads(other.read_text())
-    content["groups"]["all"]["mean"] = 0.123
-    other.write_text(json.dumps(content))
-    assert scale_statistics(path, "a" * 64, tmp_path).groups["all"].mean == 0.123
+    changed = replace(measured, groups={**measured.groups, "all": ScaleEntry(0.123, 0.1, 12)})
+    changed.save(other)
+    assert scale_statistics(path, "a" * 64, tmp_path) == changed
 
 
 @pytest.mark.parametrize("text", ["{", '{"schema": "other"}'])

@@ -112,9 +112,16 @@ def image_path(image: Mapping[str, Any], image_root: Path) -> Path:
         raise AnnotationError(f"image {image['id']} has neither `file_name` nor `coco_url`")
     for candidate in candidates:
         path = image_root / candidate
-        if ".." in Path(candidate).parts or not path.resolve().is_relative_to(image_root.resolve()):
+        try:
+            is_inside = path.resolve().is_relative_to(image_root.resolve())
+            is_file = path.is_file()
+        except OSError as error:
+            raise AnnotationError(
+                f"image {image['id']}: its file cannot be looked for: {error}"
+            ) from error
+        if ".." in Path(candidate).parts or not is_inside:
             raise AnnotationError(f"image {image['id']}: {candidate!r} leaves {image_root}")
-        if path.is_file():
+        if is_file:
             return path
     raise FileNotFoundError(
         f"image {image['id']} is not at {image_root / candidates[0]}; check the image folder"

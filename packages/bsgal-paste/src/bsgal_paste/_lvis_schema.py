@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from reprlib import repr as shortened
 from typing import Any, TypeGuard
 
@@ -31,10 +31,16 @@ def check_lvis(document: object, name: str) -> None:
         raise AnnotationError(f"{name}: no LVIS annotations, the keys {missing} are missing")
     if not isinstance(document.get("info", {}), Mapping):
         raise AnnotationError(f"{name}: `info` must be an object")
-    if not isinstance(document.get("licenses", []), Sequence):
+    if not isinstance(document.get("licenses", []), list):
         raise AnnotationError(f"{name}: `licenses` must be a list")
     by_id = {part: _by_id(document[part], part, name) for part in _PARTS}
     category_ids = by_id["categories"].keys()
+    with_frequency = sum("frequency" in category for category in document["categories"])
+    if with_frequency not in (0, len(by_id["categories"])):
+        raise AnnotationError(
+            f"{name}: {with_frequency} of {len(by_id['categories'])} categories have a "
+            "`frequency`; all or none must"
+        )
     for category in document["categories"]:
         _check_category(category, f"{name}: category {category['id']}")
     for image in document["images"]:
@@ -51,7 +57,7 @@ def has_segmentation(annotation: Mapping[str, Any]) -> bool:
 
 
 def _by_id(entries: object, part: str, name: str) -> dict[int, Mapping[str, Any]]:
-    if not isinstance(entries, Sequence) or not all(isinstance(e, Mapping) for e in entries):
+    if not isinstance(entries, list) or not all(isinstance(e, Mapping) for e in entries):
         raise AnnotationError(f"{name}: `{part}` must be a list of objects")
     by_id: dict[int, Mapping[str, Any]] = {}
     for position, entry in enumerate(entries):
@@ -83,6 +89,13 @@ def _check_category(category: Mapping[str, Any], where: str) -> None:
         raise AnnotationError(
             f"{where}: `frequency` must be 'r', 'c' or 'f', got {shortened(category['frequency'])}"
         )
+
+    for field in ("image_count", "instance_count"):
+        if not _is_id(category.get(field, 0)):
+            raise AnnotationError(
+                f"{where}: `{field}` must be an integer of at least 0, got "
+                f"{shortened(category[field])}"
+            )
 
 
 def _check_image(image: Mapping[str, Any], category_ids: Set[int], where: str) -> None:

@@ -5,18 +5,22 @@ The scale s of an object is the square root of its box's share of the image: s =
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from reprlib import repr as shortened
+from typing import Any, Protocol
 
 import numpy as np
 
 from bsgal_paste._arrays import FloatArray, IntArray
 from bsgal_paste._lvis import LvisSource, load_lvis
+from bsgal_paste._manifest import parse_json, write_atomically
 from bsgal_paste.errors import AnnotationError
 
-SCALE_SCHEMA = "bsgal.scale_statistics/1"
+SCALE_SCHEMA = "bsgal.scale_statistics/2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,34 +112,43 @@ class ScaleStatistics:
         return self.groups.get(self.frequencies[category_id], self.groups["all"])
 
     def save(self, path: str | Path) -> None:
-        """Write the statistics as JSON, atomically."""
-        target = Path(path)
+        """Write the statistics as JSON with a hash of their own, atomically."""
         content = {
-            "schema": SCALE_SCHEMA,
             "categories": {str(key): asdict(entry) for key, entry in self.categories.items()},
             "groups": {key: asdict(entry) for key, entry in self.groups.items()},
             "frequencies": {str(key): group for key, group in self.frequencies.items()},
         }
-        temporary = target.with_name(target.name + ".tmp")
-        temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        temporary.replace(target)
+        whole = {"schema": SCALE_SCHEMA, "sha256": _sha256(content), **content}
+        write_atomically(Path(path), json.dumps(whole, indent=1).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> ScaleStatistics:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: The file has another schema.
+            ValueError: The file has another schema, or is damaged.
         """
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        schema = content.get("schema") if isinstance(content, dict) else None
+        try:
+            content = parse_json(Path(path).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path} is {error}; measure the annotations again") from error
+        content = content if isinstance(content, dict) else {}
+        schema, sha256 = content.pop("schema", None), content.pop("sha256", None)
         if schema != SCALE_SCHEMA:
-            raise ValueError(f"{path} has schema {schema!r}, this version reads {SCALE_SCHEMA!r}")
+            raise ValueError(
+                f"{path} has schema {shortened(schema)}, this version reads {SCALE_SCHEMA!r}"
+            )
+        if sha256 != _sha256(content):
+            raise ValueError(f"{path} was changed since; measure the annotations again")
         return cls(
             {int(key): ScaleEntry(**entry) for key, entry in content["categories"].items()},
             {key: ScaleEntry(**entry) for key, entry in content["groups"].items()},
             {int(key): group for key, group in content["frequencies"].items()},
         )
+
+
+def _sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 class ScaleRule(Protocol):
