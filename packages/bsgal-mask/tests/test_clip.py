@@ -350,9 +350,12 @@ def test_annotations_that_cannot_be_used_are_named(lvis, tmp_path):
             RealCrops.from_lvis(ColourClip(), path, folder)
 
     image, annotation = good["images"][0], good["annotations"][0]
-    fails("not a plain path inside", images=[image | {"file_name": "../x.png"}])
-    fails("not an LVIS annotation file", images=[])
-    fails("annotation 1 has no polygons", annotations=[annotation | {"segmentation": {}}])
+    fails("must be a plain path inside", images=[image | {"file_name": "../x.png"}])
+    fails("annotation 1: .image_id. must be the id of one of the images", images=[])
+    fails(
+        "annotation 1: .segmentation. must be polygons",
+        annotations=[annotation | {"segmentation": {}}],
+    )
     fails("lies outside of the image", annotations=[annotation | {"bbox": [900, 0, 9, 9]}])
     (folder / "train/1.png").write_bytes(b"no image")
     fails("train/1.png: damaged or not")

@@ -70,7 +70,7 @@ class Fields:
     def file(self, key: str) -> str:
         """Return a `/`-separated path that leads nowhere but into the manifest's folder."""
         if not stays_inside(self.text(key)):
-            raise self.refused(key, "a plain path inside the manifest's folder")
+            raise self.refused(key, "a plain path inside the folder")
         return self.text(key)
 
     def sha256(self, key: str) -> str:
@@ -89,7 +89,7 @@ class Fields:
     def number(self, key: str, least: float, most: float) -> float:
         """Return a number in [least, most]."""
         value = self.row.get(key)
-        if not _is_number(value, least, most):
+        if not is_number(value, least, most):
             raise self.refused(key, f"a number from {least:g} to {most:g}")
         return value
 
@@ -110,7 +110,7 @@ class Fields:
         """Return a JSON object whose values are null or numbers in [least, most]."""
         value = self.row.get(key)
         if not isinstance(value, dict) or not all(
-            number is None or _is_number(number, least, most) for number in value.values()
+            number is None or is_number(number, least, most) for number in value.values()
         ):
             raise self.refused(key, f"an object of numbers from {least:g} to {most:g}, or nulls")
         return value
@@ -120,5 +120,6 @@ def _is_integer(value: Any, least: int, most: int) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
-def _is_number(value: Any, least: float, most: float) -> TypeGuard[float]:
+def is_number(value: Any, least: float, most: float) -> TypeGuard[float]:
+    """Tell whether a JSON value is a number in [least, most]."""
     return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import io
 import json
-import math
+import struct
 import zipfile
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from bsgal_mask._clip import Clip
 from bsgal_mask._clip_choice import on_plain
-from bsgal_mask._files import read_file, sha256_of, stays_inside, write_atomically
-from bsgal_mask._images import decode_image
+from bsgal_mask._files import sha256_of, write_atomically
+from bsgal_mask._real_objects import RealObject, read_real_objects, real_crops
 from bsgal_mask._segmenter import Image
 from bsgal_mask.errors import RealCropError
 
 _BLACK = 0
-# DiverGen's crops: this much of the surroundings, blurred by a box filter of this width.
-_MARGIN_PX, _BLUR_PX = 40, 10
+# What reading a damaged archive or array raises, found by damaging files.
+_CACHE_ERRORS = (
+    OSError, ValueError, KeyError, EOFError, SyntaxError, TypeError, RuntimeError, MemoryError,
+    OverflowError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 class RealCrops:
@@ -90,7 +92,7 @@ class RealCrops:
         key = json.dumps({**clip.config(), **config}, sort_keys=True)
         means = None if cache is None else _read_cache(Path(cache), key)
         if means is None:
-            objects = _objects_of(path, root, max_per_category)
+            objects = read_real_objects(path, root, max_per_category)
             means = _mean_features(clip, objects, max_image_px)
             if cache is not None:
                 _write_cache(Path(cache), key, means)
@@ -155,9 +157,9 @@ class SimilarityRule:
 
 
 def _mean_features(
-    clip: Clip, objects: Sequence[_Object], max_image_px: int
+    clip: Clip, objects: Sequence[RealObject], max_image_px: int
 ) -> dict[int, NDArray[np.float32]]:
-    features = clip.image_features(_crops(objects, max_image_px), margin_value=_BLACK)
+    features = clip.image_features(real_crops(objects, max_image_px), margin_value=_BLACK)
     sums: dict[int, NDArray[np.float64]] = {}
     counts: Counter[int] = Counter()
     for found, feature in zip(objects, features, strict=True):
@@ -169,17 +171,31 @@ def _mean_features(
 def _read_cache(path: Path, key: str) -> dict[int, NDArray[np.float32]] | None:
     """Return the means of a cache that was made under the same key; None if there is none."""
     try:
-        with np.load(path, allow_pickle=False) as cache:
-            if str(cache["key"]) != key:
-                return None
-            return dict(zip(cache["category_ids"].tolist(), cache["means"], strict=True))
+        with zipfile.ZipFile(path) as archive:
+            cache = {
+                name: np.lib.format.read_array(io.BytesIO(archive.read(f"{name}.npy")))
+                for name in ("key", "category_ids", "means")
+            }
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise RealCropError(
-            f"{path} is not a cache of real objects' features ({error}); remove it, or name "
-            "another file"
-        ) from None
+    except _CACHE_ERRORS as error:
+        raise _no_cache(path, str(error)) from None
+    if str(cache["key"]) != key:
+        return None
+    category_ids, means = cache["category_ids"], cache["means"]
+    if category_ids.dtype != np.int64 or category_ids.ndim != 1 or (category_ids < 0).any():
+        raise _no_cache(path, "its category ids are none")
+    if means.dtype != np.float32 or means.ndim != 2 or len(means) != len(category_ids):
+        raise _no_cache(path, f"it holds {means.dtype} {means.shape} for {len(category_ids)} ids")
+    if not np.isfinite(means).all():
+        raise _no_cache(path, "its features are not finite")
+    return dict(zip(category_ids.tolist(), means, strict=True))
+
+
+def _no_cache(path: Path, why: str) -> RealCropError:
+    return RealCropError(
+        f"{path} is not a cache of real objects' features ({why}); remove it, or name another file"
+    )
 
 
 def _write_cache(path: Path, key: str, means: Mapping[int, NDArray[np.float32]]) -> None:
@@ -187,90 +203,3 @@ def _write_cache(path: Path, key: str, means: Mapping[int, NDArray[np.float32]])
     rows = np.stack([*means.values()]) if means else np.zeros((0, 0), np.float32)
     np.savez(stream, key=key, category_ids=np.array([*means], np.int64), means=rows)
     write_atomically(path, stream.getvalue())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Object:
-    """One annotated object: where its image is, and its outline."""
-
-    annotation_id: int
-    category_id: int
-    image: Path
-    bbox_xywh: tuple[float, float, float, float]
-    polygons: Sequence[Sequence[float]]
-
-
-def _objects_of(path: Path, root: Path, max_per_category: int) -> list[_Object]:
-    """Return the objects of an LVIS file, ordered by image so that each image is read once."""
-    try:
-        data = json.loads(path.read_bytes())
-        files = {image["id"]: root / _file_name(image) for image in data["images"]}
-        counts: dict[int, int] = defaultdict(int)
-        objects = []
-        for annotation in sorted(data["annotations"], key=lambda item: item["id"]):
-            category_id = annotation["category_id"]
-            counts[category_id] += 1
-            if counts[category_id] > max_per_category:
-                continue
-            polygons = annotation["segmentation"]
-            if not isinstance(polygons, list):
-                raise RealCropError(
-                    f"{path}: annotation {annotation['id']} has no polygons; LVIS's always have, "
-                    "convert run-length masks first"
-                )
-            x, y, width, height = annotation["bbox"]
-            found = _Object(
-                annotation_id=annotation["id"],
-                category_id=category_id,
-                image=files[annotation["image_id"]],
-                bbox_xywh=(x, y, width, height),
-                polygons=polygons,
-            )
-            objects.append(found)
-    except OSError as error:
-        raise RealCropError(f"cannot read {path} ({error.strerror})") from None
-    except RealCropError:
-        raise
-    except (ValueError, KeyError, TypeError) as error:
-        raise RealCropError(
-            f"{path} is not an LVIS annotation file ({type(error).__name__}: {error})"
-        ) from None
-    return sorted(objects, key=lambda found: str(found.image))
-
-
-def _file_name(image: Mapping[str, Any]) -> str:
-    name = image.get("file_name") or "/".join(image["coco_url"].split("/")[-2:])
-    if not stays_inside(name):
-        raise RealCropError(f"the image name {name!r} is not a plain path inside the image folder")
-    return str(name)
-
-
-def _crops(objects: Sequence[_Object], max_image_px: int) -> Iterator[Image]:
-    path, image = None, np.zeros((1, 1, 3), np.uint8)
-    for found in objects:
-        if found.image != path:
-            path = found.image
-            try:
-                image = decode_image(read_file(path), max_image_px=max_image_px)
-            except ValueError as error:
-                raise RealCropError(f"{path}: {error}") from None
-        yield _crop(image, found)
-
-
-def _crop(image: Image, found: _Object) -> Image:
-    """Return an object's box with its surroundings, blurred outside of the mask."""
-    mask = np.zeros(image.shape[:2], np.uint8)
-    for polygon in found.polygons:
-        corners = np.asarray(polygon, np.float64).reshape(-1, 2)
-        # OpenCV names a pixel by its centre, LVIS by its upper left corner.
-        cv2.fillPoly(mask, [np.rint(corners - 0.5).astype(np.int32)], 1)
-    x, y, width, height = found.bbox_xywh
-    rows = slice(max(0, int(y) - _MARGIN_PX), math.ceil(y + height) + _MARGIN_PX)
-    columns = slice(max(0, int(x) - _MARGIN_PX), math.ceil(x + width) + _MARGIN_PX)
-    crop = image[rows, columns]
-    if not crop.size:
-        raise RealCropError(
-            f"annotation {found.annotation_id}: its box {found.bbox_xywh} lies outside of the image"
-        )
-    blurred = cv2.blur(crop, (_BLUR_PX, _BLUR_PX))
-    return np.where(mask[rows, columns, None] > 0, crop, blurred)
