@@ -35,7 +35,7 @@ def drop_by_a_step_on_the_first_object(
     def real_loss() -> float:
         real = reference.for_step(samples, SEED)
         kinds = recipe.selection.effective_losses
-        loss = reference_loss(own, real, "fp32", kinds=kinds, sampled=(SEED, keys))
+        loss = reference_loss(own, real, "fp32", SEED, keys, kinds=kinds)
         assert loss is not None
         return float(loss.detach())
 

@@ -10,6 +10,7 @@ from bsgal_score import GradientCache
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingSample
 from bsgal_train.detector import build_detector, training_losses
+from bsgal_train.detector.agreement import agreed
 from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection, paper
@@ -44,7 +45,7 @@ def test_the_contribution_is_the_cosine_of_cache_and_candidate(
 
     real = ClassMatchedReference(annotations, CROP).for_step(samples, 7)
     losses = (
-        reference_loss(detector, real, "fp32"),
+        reference_loss(detector, real, "fp32", seed=5),
         candidate_loss(detector, [s.pasted for s in samples], "fp32", seed=7),
     )
     flat = []
@@ -266,10 +267,30 @@ def test_the_reference_covers_all_classes_unless_masked(
     one_object = {**samples[0].original, "instances": samples[0].original["instances"][:1]}
 
     losses = [
-        reference_loss(federated, [one_object], "fp32", all_classes=all_classes)
+        reference_loss(federated, [one_object], "fp32", seed=5, all_classes=all_classes)
         for all_classes in (True, False)
     ]
 
     assert losses[0] is not None
     assert losses[1] is not None
     assert float(losses[0].detach()) > float(losses[1].detach())
+
+
+def test_other_steps_draw_other_classes_for_a_federated_reference(
+    tiny_recipe: Recipe, samples: list[TrainingSample]
+) -> None:
+    torch.manual_seed(0)
+    federated = build_detector(
+        tiny_recipe.override("detector.federated_classes=2").detector, 3, image_counts=[1, 1, 1]
+    )
+    one_object = {**samples[0].original, "instances": samples[0].original["instances"][:1]}
+
+    drawn = set()
+    for seed in range(8):
+        with agreed() as agreements:
+            reference_loss(federated, [one_object], "fp32", seed)
+        drawn.add(tuple(agreements["classes of loss_cls"].tolist()))
+
+    # The object's own class, and each of the two others by turns.
+    own = int(one_object["instances"].gt_classes)
+    assert drawn == {tuple(sorted({own, other})) for other in range(3) if other != own}

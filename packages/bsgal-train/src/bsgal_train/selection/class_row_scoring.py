@@ -85,9 +85,10 @@ class ClassRowScoring:
                     detector,
                     inputs,
                     self._precision,
+                    seed,
+                    keys,
                     kinds=("cls",),
                     through_trunk=False,
-                    sampled=(seed, keys),
                 )
                 if loss is not None:
                     found += self._score(loss, rows, [], []).real

@@ -99,9 +99,7 @@ class OracleSelection:
         keys = [sample.position for sample in samples]
 
         def real_loss() -> Tensor:
-            loss = reference_loss(
-                detector, real, self._precision, kinds=self._kinds, sampled=(seed, keys)
-            )
+            loss = reference_loss(detector, real, self._precision, seed, keys, kinds=self._kinds)
             return torch.zeros(()) if loss is None else loss
 
         if not firsts[-1] or not float(real_loss().detach()):

@@ -135,6 +135,7 @@ class PaperSelection:
             detector,
             self._reference.for_step(samples, seed),
             self._precision,
+            seed,
             kinds=self._config.effective_losses,
             all_classes=self._config.reference_classes == "all",
         )

@@ -107,9 +107,10 @@ class HeadCache:
             detector,
             real,
             self._precision,
+            seed,
+            [sample.position for sample in samples],
             kinds=self._kinds,
             through_trunk=False,
-            sampled=(seed, [sample.position for sample in samples]),
         )
         if loss is not None:
             rows = self.present([one["instances"] for one in real])

@@ -26,10 +26,11 @@ def reference_loss(
     detector: Any,
     inputs: Inputs,
     precision: Precision,
+    seed: int,
+    image_keys: Sequence[int] | None = None,
     *,
     kinds: Sequence[LossKind] = CLASSES,
     through_trunk: bool = True,
-    sampled: tuple[int, Sequence[int]] | None = None,
     all_classes: bool = False,
 ) -> Tensor | None:
     """Return the loss on real objects.
@@ -38,32 +39,33 @@ def reference_loss(
         detector: from `build_detector`, in training mode.
         inputs: real images with "instances"; those without objects add nothing.
         precision: of convolutions and linear layers.
+        seed: of everything drawn.
+        image_keys: of the sampling of ordinary proposals, whose foreground counts; None takes the
+            objects' own boxes as the only proposals (the paper's procedure).
         kinds: which losses of the region heads are summed.
         through_trunk: let the gradient reach the backbone too.
-        sampled: None takes the objects' own boxes as the only proposals (the paper's procedure);
-            else seed and image keys of the sampling of ordinary proposals, whose foreground counts.
         all_classes: leave a federated loss's choice of classes out.
 
     Returns:
         The sum of the losses of foreground rows, with the divisors that the detector has for these
         proposals; None if there is no such row in any process.
     """
-    if sampled is None and processes.n_processes() == 1:
+    are_annotated = image_keys is None
+    if are_annotated and processes.n_processes() == 1:
         inputs = [one for one in inputs if len(one["instances"]) > 0]
         if not inputs:
             return None
-    seed, keys = (0, None) if sampled is None else sampled
     targets = [one["instances"].to(detector.device) for one in inputs]
-    with sampling(seed, keys), autocast(precision), _scoring(detector, kinds):
+    with sampling(seed, image_keys), autocast(precision), _scoring(detector, kinds):
         images = detector.preprocess_image(inputs)
         with nullcontext() if through_trunk else torch.no_grad():
             features = detector.backbone(images.tensor)
         with torch.no_grad():
-            if sampled is None:
+            if are_annotated:
                 proposals = [_as_proposals(one) for one in targets]
             else:
                 proposals, _ = detector.proposal_generator(images, features, targets)
-        as_given = _proposals_as_given(detector.roi_heads) if sampled is None else nullcontext()
+        as_given = _proposals_as_given(detector.roi_heads) if are_annotated else nullcontext()
         classes = _all_classes(detector.roi_heads) if all_classes else nullcontext()
         with as_given, classes, recorded() as found:
             detector.roi_heads(images, features, proposals, targets)
