@@ -109,6 +109,8 @@ def test_a_pool_without_kept_rows_is_an_error(write_pool):
         ({"label_mask_threshold": 256}, "line 2: label_mask_threshold must be"),
         ({"category_name": "other"}, "line 2: category 1 is called 'other'"),
         ({"file": "../secret.png"}, "line 2: file '../secret.png' must be a relative path"),
+        ({"file": "instances/1/i000.png"}, "line 2: file must be 'instances/1/i001.png', as"),
+        ({"file": "instances/2/i001.png"}, "line 2: file must be 'instances/1/i001.png', as"),
         ({"file": "a.png|b.png"}, r"line 2: file 'a.png\|b.png' must be a relative path"),
         ({"file": "a\0.png"}, r"line 2: file 'a\\x00.png' must be a relative path"),
         (

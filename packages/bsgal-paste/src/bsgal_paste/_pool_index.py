@@ -167,6 +167,10 @@ def checked_row(fields: dict[str, Any], line: int, where: str) -> PoolRow:
     if status == "kept" or file is not None:
         require("file", _is_text(file), "str and not empty")
         safe_relative_path(file, where)
+        if _PLACED_BY_IDS.fullmatch(file):
+            # `bsgal-mask` names files by the row's ids: where they differ, one of them is damaged.
+            own = f"instances/{category_id}/{instance_id}.png"
+            require("file", file == own, f"{own!r}, as the row's ids have it")
     threshold = get("label_mask_threshold", 128)
     in_range = type(threshold) is int and 0 <= threshold <= 255
     require("label_mask_threshold", in_range, "an integer 0-255")
@@ -188,6 +192,7 @@ def checked_row(fields: dict[str, Any], line: int, where: str) -> PoolRow:
     )
 
 
+_PLACED_BY_IDS = re.compile(r"instances/\d+/[^/]+\.png")
 _SHA256 = re.compile("[0-9a-fA-F]{64}")
 
 
