@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from bsgal_paste import (
     AnnotatedImage,
+    AnnotationError,
     ColourJitter,
     CopyPaste,
     FixedSampler,
@@ -63,16 +66,77 @@ def test_a_turned_object_keeps_its_area_and_fills_its_box(angle, disc):
     assert seen.any(axis=1)[[0, -1]].all()
 
 
-def test_angles_lie_in_the_range_and_are_drawn_last(pool):
-    turning = repeated(pool, 200, rotation_range_deg=(-30, 30))
-    drawn, plain = (
-        paste.sample_parameters((80, 100), np.zeros(0, dtype=int), np.random.default_rng(1))
-        for paste in (turning, repeated(pool, 200))
+@pytest.mark.parametrize("angle", [-90, -40, 0, 15, 45, 90])
+def test_the_box_has_the_area_of_the_scale_whatever_the_turn(angle):
+    # Long and thin, so that its box grows most when it is turned.
+    pool = InstancePool.from_arrays([np.full((30, 150, 4), 255, dtype=np.uint8)], [1])
+    target = blank(400, 500)
+    for scale in (0.2, 0.35):
+        paste = CopyPaste(
+            pool, FixedSampler(pool, ["memory-0"]), UniformScale(scale_range=(scale, scale)),
+            position="inside", rotation_range_deg=(angle, angle),
+        )  # fmt: skip
+        result = paste(target, np.random.default_rng(0))
+        # Turning softens the rim, so that the box of the label mask is a little smaller.
+        left, top, right, bottom = result.boxes_xyxy[0]
+        area = scale**2 * 400 * 500
+        assert (right - left) * (bottom - top) < 1.01 * area
+        assert (right - left + 4) * (bottom - top + 4) > 0.99 * area
+
+
+def test_a_turned_object_must_have_room_for_its_box():
+    pool = InstancePool.from_arrays([np.full((30, 150, 4), 255, dtype=np.uint8)], [1])
+    paste = CopyPaste(
+        pool, FixedSampler(pool, ["memory-0"]), UniformScale(scale_range=(0.6, 0.6)),
+        aspect_range=(1, 1), rotation_range_deg=(90, 90),
+    )  # fmt: skip
+    # 134 px of the 120 that there are, standing; lying it would fit.
+    (gone,) = paste(blank(120, 400), np.random.default_rng(0)).removed
+    assert gone.reason == "too_large"
+
+
+class Three:
+    """Three donors, none of which can be read."""
+
+    def sample(self, rng, target_category_ids):
+        return int(rng.integers(1000))
+
+    def read(self, index):
+        raise AnnotationError("not read in this test")
+
+
+OPTIONS = {
+    "angles_deg": {"rotation_range_deg": (-30, 30)},
+    "colours": {"colour_jitter": ColourJitter()},
+    "donor": {"source": "both", "donors": Three()},
+}
+
+
+@pytest.mark.parametrize("switched", OPTIONS)
+def test_switching_an_option_on_leaves_all_other_draws_as_they_are(pool, switched):
+    others = {name: option for name, option in OPTIONS.items() if name != switched}
+    for given in ({}, *([name] for name in others), list(others)):
+        plain = {key: value for name in given for key, value in OPTIONS[name].items()}
+        rngs = np.random.default_rng(3), np.random.default_rng(3)
+        # Twice, as the generator may be shared by several pastes.
+        for _ in range(2):
+            before, after = (
+                repeated(pool, 20, **options).sample_parameters((80, 100), np.zeros(0, int), rng)
+                for options, rng in zip((plain, plain | OPTIONS[switched]), rngs, strict=True)
+            )
+            assert getattr(before, switched) is None
+            assert getattr(after, switched) is not None
+            for field in dataclasses.fields(before):
+                if field.name != switched:
+                    was, value = getattr(before, field.name), getattr(after, field.name)
+                    np.testing.assert_array_equal(was, value, err_msg=field.name)
+
+
+def test_angles_lie_in_the_range(pool):
+    drawn = repeated(pool, 200, rotation_range_deg=(-30, 30)).sample_parameters(
+        (80, 100), np.zeros(0, dtype=int), np.random.default_rng(1)
     )
-    assert drawn.angles_deg is not None
     assert -30 <= drawn.angles_deg.min() < -25 < 25 < drawn.angles_deg.max() <= 30
-    assert plain.angles_deg is None
-    np.testing.assert_array_equal(drawn.centres_xy, plain.centres_xy)
 
 
 def test_colours_change_by_the_given_factors():

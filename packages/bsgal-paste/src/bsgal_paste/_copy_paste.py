@@ -12,7 +12,7 @@ from bsgal_paste._apply import PasteResult, RemovalReason, RemovedInstance, appl
 from bsgal_paste._arrays import BoolArray, FloatArray, IntArray
 from bsgal_paste._blend import BLEND_MODES, BlendMode
 from bsgal_paste._colour import ColourJitter, change_colours
-from bsgal_paste._cutout import Cutout, place, reshape_weighted
+from bsgal_paste._cutout import Cutout, place, reshape_weighted, size_before_turning
 from bsgal_paste._donors import DonorParameters, Donors, donor_cutouts
 from bsgal_paste._pool import InstancePool, PoolInstance
 from bsgal_paste._samplers import Sampler
@@ -77,7 +77,8 @@ class CopyPaste:
         aspect_range: The width / height of the box is multiplied by a factor drawn uniformly
             from this range; the area stays.
         flip_prob: Probability of a horizontal mirror image.
-        rotation_range_deg: Range of the turn of pool instances, counter-clockwise.
+        rotation_range_deg: Range of the turn of pool instances, counter-clockwise. The area of
+            the box is that of the turned one.
         colour_jitter: How the colours of pool instances vary; None leaves them.
         position: Where the boxes of pool instances may be: `uniform` or `inside`.
         min_side_px: A pool instance with a shorter side is left out.
@@ -183,20 +184,25 @@ class CopyPaste:
             positions = self.sampler.sample(rng, target_category_ids)
             scales = self.scale.sample(self.pool.category_ids_of(positions), image_hw, rng)
         n = len(positions)
-        # What is optional comes last: switching it on leaves the other draws as they are.
+        aspect_factors = rng.uniform(*self.aspect_range, size=n)
+        flips = rng.random(n) < self.flip_prob
+        centres_xy = rng.random((n, 2))
+        # What is optional has generators of its own: switching it on leaves all other draws as
+        # they are.
+        turning, colouring, donating = map(np.random.default_rng, rng.integers(2**63, size=3))
         return PasteParameters(
             positions=positions,
             scales=scales,
-            aspect_factors=rng.uniform(*self.aspect_range, size=n),
-            flips=rng.random(n) < self.flip_prob,
-            centres_xy=rng.random((n, 2)),
+            aspect_factors=aspect_factors,
+            flips=flips,
+            centres_xy=centres_xy,
             angles_deg=(
-                rng.uniform(*self.rotation_range_deg, size=n)
+                turning.uniform(*self.rotation_range_deg, size=n)
                 if any(self.rotation_range_deg)
                 else None
             ),
-            colours=self.colour_jitter.sample(n, rng) if self.colour_jitter else None,
-            donor=self._sample_donor(target_category_ids, rng) if self.donors else None,
+            colours=self.colour_jitter.sample(n, colouring) if self.colour_jitter else None,
+            donor=self._sample_donor(target_category_ids, donating) if self.donors else None,
         )
 
     def apply(self, target: AnnotatedImage, parameters: PasteParameters) -> PasteResult:
@@ -263,18 +269,22 @@ class CopyPaste:
             if self.on_corrupt == "raise":
                 raise
             return "corrupt"
+        angle_deg = 0.0 if parameters.angles_deg is None else float(parameters.angles_deg[i])
         width, height = target_size_wh(
             instance, float(parameters.scales[i]), float(parameters.aspect_factors[i]), image_hw
         )
-        if min(width, height) < self.min_side_px:
+        box_wh = width, height
+        if angle_deg:
+            (width, height), box_wh = size_before_turning(instance.rgba, box_wh, angle_deg)
+        if min(width, height, *box_wh) < self.min_side_px:
             return "too_small"
-        if width >= image_hw[1] or height >= image_hw[0]:
+        if box_wh[0] >= image_hw[1] or box_wh[1] >= image_hw[0]:
             return "too_large"
         rgba = reshape_weighted(
             instance.rgba,
             width,
             height,
-            angle_deg=0.0 if parameters.angles_deg is None else float(parameters.angles_deg[i]),
+            angle_deg=angle_deg,
             flip=bool(parameters.flips[i]),
         )
         if parameters.colours is not None:

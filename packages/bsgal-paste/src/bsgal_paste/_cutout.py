@@ -140,6 +140,35 @@ def reshape_weighted(
     return np.asarray(cv2.cvtColor(weighted, cv2.COLOR_mRGBA2RGBA), dtype=np.uint8)
 
 
+def size_before_turning(
+    rgba: ByteArray, box_wh: tuple[int, int], angle_deg: float
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Find the size at which an object, once turned, has a box of the area that it would have had.
+
+    Args:
+        rgba: uint8 `(h, w, 4)`, of any size.
+        box_wh: Width and height of the box if the object were not turned.
+        angle_deg: The turn.
+
+    Returns:
+        Width and height before turning, and of the box after it, in whole pixels rounded down.
+    """
+    outline = cv2.findNonZero(cv2.extractChannel(rgba, 3))
+    if outline is None:
+        return box_wh, box_wh
+    scale = np.array(box_wh) / (rgba.shape[1], rgba.shape[0])
+    angle = np.deg2rad(angle_deg)
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    # The turned centres of the outermost pixels, and half a pixel around each.
+    centres = cv2.convexHull(outline).reshape(-1, 2) * scale @ turn.T
+    turned_wh = np.ptp(centres, axis=0) + np.abs(turn) @ scale
+    factor = np.sqrt(box_wh[0] * box_wh[1] / np.prod(turned_wh))
+    (width, height), (box_width, box_height) = (
+        (wh * factor).astype(int).tolist() for wh in (np.array(box_wh), turned_wh)
+    )
+    return (width, height), (box_width, box_height)
+
+
 def shrink_or_enlarge(image: ByteArray, width_px: int, height_px: int) -> ByteArray:
     """Resize by bilinear steps of at most a factor of two, which average what they shrink.
 
