@@ -117,6 +117,69 @@ def test_parameters_that_the_optimizer_does_not_move_do_not_count():
     assert [m.scale for m in StepModel(optimizer).metric(cache.parameters)] == [0, 0, 0.5, 0.5]
 
 
+class WithUnused(nn.Module):
+    """A classifier with a branch that no loss has reached yet."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.used, self.unused = model, nn.Linear(2, 2).double()
+
+    def forward(self, x):
+        return self.used(x)
+
+
+@pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "adamw"])
+@pytest.mark.parametrize("displacement", ["linear", "exact"])
+@pytest.mark.parametrize("curvature", ["none", "diagonal"])
+@pytest.mark.parametrize("given", ["absent", "None", "zeros"])
+def test_a_parameter_that_is_never_used_counts_as_left_out(kind, displacement, curvature, given):
+    setting = Setting(kind, 1e-3)
+    options = {"displacement": displacement, "curvature": curvature}
+
+    def scores(model, prefix):
+        step = StepModel(setting.optimizer, **options)
+        cache = GradientCache(model.named_parameters(), decay=0.0)
+        step.reference_gradients(model, lambda: setting.loss(torch.arange(40, 60)))
+        reference, candidate = (
+            {prefix + name: g for name, g in setting.gradients(rows).items()}
+            for rows in (torch.arange(40, 60), [20])
+        )
+        for name, parameter in model.named_parameters():
+            if name not in candidate and given != "absent":
+                candidate[name] = None if given == "None" else torch.zeros_like(parameter)
+        full = cache.update_and_score(reference, candidate, form="step", step=step)
+        with GhostScorer(model, cache) as scorer:
+            loss = nn.functional.cross_entropy(
+                model(setting.rows[20:22]), setting.labels[20:22], reduction="sum"
+            )
+            ghost = scorer.score(loss / 16, torch.tensor([0, 1]), step=step, update_cache=False)
+        return [full, *ghost.contributions("step")]
+
+    expected = scores(setting.model, "")
+    whole = WithUnused(setting.model)
+    setting.optimizer.add_param_group({"params": list(whole.unused.parameters())})
+    assert scores(whole, "used.") == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_gradient_on_a_parameter_without_second_moments_needs_the_exact_displacement():
+    setting = Setting("adam", 1e-3)
+    late = nn.Parameter(torch.ones(3).double())
+    setting.optimizer.add_param_group({"params": [late], "lr": 0.01})
+    parameters = {**dict(setting.model.named_parameters()), "late": late}
+    cache = GradientCache(parameters.items(), decay=0.0)
+    k = {"late": torch.tensor([2.0, -0.5, 0.0]).double()}
+    c = {"late": torch.ones(3).double()}
+    with pytest.raises(ValueError, match=r"no step on 'late' yet.*displacement='exact'"):
+        cache.update_and_score(c, k, "step", step=StepModel(setting.optimizer))
+    assert cache.n_updates == 0
+    with pytest.raises(ValueError, match="no step on 'late' yet"):
+        StepModel(setting.optimizer).directions(k, parameters)
+    step = StepModel(setting.optimizer, displacement="exact")
+    # Adam's first step is the learning rate in the direction of each sign.
+    effects = [step.effect({"late": row}, k, parameters) for row in torch.eye(3).double()]
+    assert effects == pytest.approx([0.01, -0.01, 0.0], rel=1e-6)
+
+
 def test_unit_weight_scales_the_prediction():
     setting = Setting("sgd", 0.1)
     parameters = dict(setting.model.named_parameters())

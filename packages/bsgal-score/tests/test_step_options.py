@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -374,6 +377,84 @@ def test_extrapolation_starts_from_the_cache_and_refuses_a_mean():
     torch.testing.assert_close(step.reference(cache)["w"], cache["w"])
     with pytest.raises(ValueError, match="needs a cache with mode='decay'"):
         step.reference(GradientCache([("w", parameter)], decay=0.5, mode="mean"))
+
+
+def test_an_extrapolating_model_follows_one_cache():
+    parameter = nn.Parameter(torch.zeros(2))
+    step = StepModel(torch.optim.SGD([parameter], lr=1.0), reference_at="extrapolated")
+    caches = [GradientCache([("w", parameter)], decay=0.5) for _ in range(2)]
+    for value, cache in enumerate(caches, start=1):
+        cache.update({"w": torch.full((2,), float(value))})
+    step.reference(caches[0])
+    for _ in range(2):
+        with pytest.raises(ValueError, match="make a StepModel for each cache"):
+            step.reference(caches[1])
+    # The other one has left no trace.
+    caches[0].update({"w": torch.full((2,), 3.0)})
+    expected = caches[0]["w"] + 2 * (caches[0]["w"] - 0.5)
+    torch.testing.assert_close(step.reference(caches[0])["w"], expected)
+
+
+def test_an_extrapolating_model_starts_anew_with_a_new_cache_or_an_older_state():
+    parameter = nn.Parameter(torch.zeros(2))
+    step = StepModel(torch.optim.SGD([parameter], lr=1.0), reference_at="extrapolated")
+
+    def updated(value, n_updates=3):
+        cache = GradientCache([("w", parameter)], decay=0.5)
+        for _ in range(n_updates):
+            cache.update({"w": torch.full((2,), value)})
+            step.reference(cache)
+        return cache
+
+    updated(100.0)
+    cache = updated(1.0, n_updates=1)
+    assert step.reference(cache)["w"] is cache["w"]
+    old = copy.deepcopy(cache.state_dict())
+    for _ in range(2):
+        cache.update({"w": torch.ones(2)})
+        step.reference(cache)
+    cache.load_state_dict(old)
+    assert step.reference(cache)["w"] is cache["w"]
+
+
+def test_saved_states_of_another_cache_are_refused():
+    parameter = nn.Parameter(torch.zeros(2))
+    step, other = (
+        StepModel(torch.optim.SGD([parameter], lr=1.0), reference_at="extrapolated")
+        for _ in range(2)
+    )
+    step.reference(GradientCache([("w", parameter)], decay=0.5))
+    other.load_state_dict(step.state_dict())
+    with pytest.raises(errors.StateMismatchError, match=r"a cache of \['w'\].*this one is of"):
+        other.reference(GradientCache([("v", parameter)], decay=0.5))
+
+
+@pytest.mark.parametrize("reference_at", ["now", "look_ahead"])
+@pytest.mark.parametrize("curvature", ["none", "diagonal"])
+def test_a_reference_pass_leaves_buffers_and_the_random_state(reference_at, curvature):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(), nn.Linear(4, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    rows = torch.randn(8, 4)
+    loss = model(rows).square().sum()
+    loss.backward(retain_graph=True)
+    step = StepModel(optimizer, reference_at=reference_at, curvature=curvature)
+    before = copy.deepcopy(model.state_dict())
+    random_states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()  # noqa: NPY002
+
+    def reference_loss():
+        random.random()
+        np.random.rand()  # noqa: NPY002
+        model.train()
+        return model(rows).square().sum()
+
+    step.reference_gradients(model, reference_loss)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
+    assert torch.equal(torch.get_rng_state(), random_states[0])
+    assert random.getstate() == random_states[1]
+    assert (np.random.get_state()[1] == random_states[2]).all()  # noqa: NPY002
+    # The graph of before is still good.
+    loss.backward()
 
 
 def test_look_ahead_restores_everything_also_when_the_loss_raises():

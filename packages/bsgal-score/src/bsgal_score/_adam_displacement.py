@@ -22,21 +22,22 @@ def adam_displacement(
     Args:
         gradient: k, in the parameter's shape, float32 or float64.
         parameter: Its `.grad` is G; None counts as zero.
-        state: Adam's state of the parameter.
+        state: Adam's state of the parameter; empty before its first step.
         group: Adam's parameter group.
     """
     k = gradient
     beta_1, beta_2 = (float(beta) for beta in group["betas"])
-    n_steps = float(state["step"]) + 1
-    g = torch.zeros_like(k) if parameter.grad is None else parameter.grad.to(k.dtype)
+    n_steps = float(state.get("step", 0)) + 1
+    zeros = torch.zeros_like(k)
+    g = zeros if parameter.grad is None else parameter.grad.to(k.dtype)
     # AdamW decays the weights apart from the gradient: the same with and without k.
     if group["weight_decay"] and not group["decoupled_weight_decay"]:
         g = g.add(parameter.detach().to(k.dtype), alpha=group["weight_decay"])
-    m = state["exp_avg"].to(k.dtype).lerp(g, 1 - beta_1)
-    v = state["exp_avg_sq"].to(k.dtype).mul(beta_2).addcmul_(g, g, value=1 - beta_2)
+    m = state.get("exp_avg", zeros).to(k.dtype).lerp(g, 1 - beta_1)
+    v = state.get("exp_avg_sq", zeros).to(k.dtype).mul(beta_2).addcmul_(g, g, value=1 - beta_2)
     v_change = (2 * g).add_(k).mul_(k).mul_(1 - beta_2)
     if group["amsgrad"]:
-        largest = state["max_exp_avg_sq"].to(k.dtype)
+        largest = state.get("max_exp_avg_sq", zeros).to(k.dtype)
         v, v_change = torch.maximum(largest, v), torch.maximum(largest, v + v_change)
         v_change = v_change.sub_(v)
     correction = 1 - beta_2**n_steps

@@ -254,7 +254,7 @@ class GradientCache:
             reference,
             present,
             candidate=self._in_order(candidate_gradients),
-            metric=None if step is None else step.metric(self._parameters),
+            metric=None if step is None else step.metric(self._parameters, candidate_gradients),
         )
         if step is not None and not step.is_metric_only:
             given = {

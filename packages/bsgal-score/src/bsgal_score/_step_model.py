@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.optim import SGD, Adam, AdamW, Optimizer
+from torch.optim import SGD, AdamW, Optimizer
 
 from ._adam_displacement import adam_displacement
 from ._curvature import CallRows, Curvature, CurvatureKind
 from ._extrapolation import Extrapolation
+from ._plain_optimizer import plain_optimizer
 from ._recorder import Recorder, without_parameters
 from ._trial import stepped_copies, trying
 from ._types import TensorMetric
@@ -57,13 +58,14 @@ class StepModel:
         "look_ahead"    After the step u, see `reference_gradients`: holds the cross term exactly.
         "extrapolated"  From the last two states of the cache, as if the next step changed it like
                         the last one: no further pass. Worth it where the reference batch stays
-                        the same; noise between batches is extrapolated too.
+                        the same; noise between batches is extrapolated too. Takes one cache.
 
     Wherever `.grad` is read it has to be unscaled, if a loss scaler is in use. With several
     processes, each estimates the curvature from its own rows.
 
     Args:
-        optimizer: SGD, Adam or AdamW. Read anew each time, so learning-rate schedules are followed.
+        optimizer: SGD, Adam or AdamW, a subclass that inherits their update, or a wrapper such as
+            accelerate's. Read anew each time, so learning-rate schedules are followed.
         unit_weight: Factor between the loss whose gradient is scored and its share of the training
             loss; 1 if the candidate's loss is normalised as in training.
         reference_at: Where the reference gradient is taken.
@@ -75,7 +77,7 @@ class StepModel:
         curvature_decay: Weight of the old estimate of H.
 
     Raises:
-        TypeError: If the optimizer is of another kind.
+        TypeError: If the optimizer is of another kind, or a subclass that changes the update.
         ValueError: If it maximises, or an option is unknown.
     """
 
@@ -89,12 +91,7 @@ class StepModel:
         displacement: Literal["linear", "exact"] = "linear",
         curvature_decay: float = 0.9,
     ) -> None:
-        # By exact type: a subclass may take other steps.
-        if type(optimizer) not in (SGD, Adam, AdamW):
-            raise TypeError(
-                f"`optimizer` must be SGD, Adam or AdamW, got {type(optimizer).__name__}; use the "
-                "forms 'cosine' or 'dot'"
-            )
+        optimizer = plain_optimizer(optimizer)
         if any(group.get("maximize") for group in optimizer.param_groups):
             raise ValueError("`optimizer` maximises; scores are about lowering a loss")
         if reference_at not in _POINTS:
@@ -120,24 +117,32 @@ class StepModel:
         """Whether φ = ⟨S c, k⟩ with the cache c as it is: one pass over memory."""
         return self.is_linear and self.reference_at != "extrapolated"
 
-    def metric(self, parameters: Mapping[str, Tensor]) -> list[TensorMetric]:
+    def metric(
+        self,
+        parameters: Mapping[str, Tensor],
+        gradients: Mapping[str, Tensor | None] | None = None,
+    ) -> list[TensorMetric]:
         """Return the diagonal S of each parameter; zero for those the optimizer does not move.
+
+        That are also those on which Adam has taken no step, since none has had a gradient.
 
         Args:
             parameters: Name to parameter; the optimizer's own objects.
+            gradients: What is to be weighed, by name.
 
         Raises:
-            ValueError: If Adam has taken no step on a parameter yet, or nothing is moved at all.
+            ValueError: If Adam has taken no step yet, or none on a parameter with a gradient that
+                is not zero (unless the displacement is exact), or nothing is moved at all.
         """
-        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
-        if not any(id(parameter) in groups for parameter in parameters.values()):
+        groups = self._groups()
+        moved = [name for name, parameter in parameters.items() if id(parameter) in groups]
+        if not moved:
             raise ValueError("the optimizer moves none of the cached parameters")
-        return [
-            self._tensor_metric(name, parameter, groups[id(parameter)])
-            if id(parameter) in groups
-            else TensorMetric(scale=0.0)
-            for name, parameter in parameters.items()
-        ]
+        if not any(self._has_started(parameters[name]) for name in moved):
+            raise _no_step_yet(moved[0])
+        if gradients is not None and self.displacement == "linear":
+            self._check_started(gradients, parameters)
+        return [self._tensor_metric(p, groups.get(id(p))) for p in parameters.values()]
 
     def directions(
         self,
@@ -153,11 +158,15 @@ class StepModel:
             parameters: Name to parameter.
             power: p. With 0.5 on both sides, ⟨S½ c, S½ k⟩ = ⟨c, S k⟩: to be preferred where both
                 are sketched, since Adam's S c has few huge entries, whose collisions are costly.
+
+        Raises:
+            ValueError: If Adam has taken no step on a parameter whose x is not zero.
         """
         scaled = {}
-        metrics = dict(zip(parameters, self.metric(parameters), strict=True))
+        groups = self._groups()
+        self._check_started(tensors, parameters)
         for name, tensor in tensors.items():
-            metric = metrics[name]
+            metric = self._tensor_metric(parameters[name], groups.get(id(parameters[name])))
             x = tensor.to(torch.promote_types(tensor.dtype, torch.float32), copy=True)
             if metric.second_moment is not None:
                 v = metric.second_moment.to(x.dtype)
@@ -172,7 +181,7 @@ class StepModel:
         The cache itself, or the cache extrapolated, or the cache with the cross term.
 
         Raises:
-            ValueError: If a cache in mode "mean" is to be extrapolated.
+            ValueError: If a cache in mode "mean" is to be extrapolated, or another than before.
         """
         cached = {name: cache[name] for name in cache.names}
         if self._extrapolation is not None:
@@ -336,23 +345,47 @@ class StepModel:
         self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return by how much more Adam's next step lowers the weights with the candidate."""
-        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
-        self.metric(parameters)  # Raises where there is no state.
-        return {
-            name: adam_displacement(
+        groups = self._groups()
+        moved = {}
+        for name, gradient in gradients.items():
+            parameter, group = parameters[name], groups.get(id(parameters[name]))
+            if group is None:
+                moved[name] = torch.zeros_like(gradient)
+                continue
+            # Before PyTorch 2.7 AdamW was a class of its own and did not say so in its groups.
+            decoupled = isinstance(self.optimizer, AdamW) or group.get("decoupled_weight_decay")
+            moved[name] = adam_displacement(
                 gradient.to(torch.promote_types(gradient.dtype, torch.float32)) * self.unit_weight,
-                parameters[name],
-                self.optimizer.state[parameters[name]],
-                groups[id(parameters[name])],
+                parameter,
+                self.optimizer.state.get(parameter, {}),
+                {**group, "decoupled_weight_decay": decoupled},
             )
-            if id(parameters[name]) in groups
-            else torch.zeros_like(gradient)
-            for name, gradient in gradients.items()
-        }
+        return moved
 
-    def _tensor_metric(
-        self, name: str, parameter: Tensor, group: Mapping[str, Any]
-    ) -> TensorMetric:
+    def _groups(self) -> dict[int, dict[str, Any]]:
+        """Return the group of each parameter that the optimizer moves, by the parameter's id."""
+        return {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
+
+    def _has_started(self, parameter: Tensor) -> bool:
+        """Whether the optimizer's state says what it makes of a gradient of the parameter."""
+        state = self.optimizer.state.get(parameter)
+        return isinstance(self.optimizer, SGD) or bool(state and float(state["step"]) > 0)
+
+    def _check_started(
+        self, gradients: Mapping[str, Tensor | None], parameters: Mapping[str, Tensor]
+    ) -> None:
+        groups = self._groups()
+        for name, parameter in parameters.items():
+            if id(parameter) not in groups or self._has_started(parameter):
+                continue
+            gradient = gradients.get(name)
+            # NaN is no error, but a score.
+            if gradient is not None and bool(gradient.any() & gradient.isfinite().all()):
+                raise _no_step_yet(name)
+
+    def _tensor_metric(self, parameter: Tensor, group: Mapping[str, Any] | None) -> TensorMetric:
+        if group is None or not self._has_started(parameter):
+            return TensorMetric(scale=0.0)
         state = self.optimizer.state.get(parameter, {})
         scale = float(group["lr"]) * self.unit_weight
         if isinstance(self.optimizer, SGD):
@@ -361,11 +394,6 @@ class StepModel:
             if group["nesterov"]:
                 return TensorMetric(scale * (1.0 + group["momentum"] * taken_in))
             return TensorMetric(scale * taken_in)
-        if not state:
-            raise ValueError(
-                f"Adam has taken no step on {name!r} yet, so there are no second moments; score "
-                "with 'cosine' until it has"
-            )
         n_steps = float(state["step"])
         beta_1, beta_2 = (float(beta) for beta in group["betas"])
         return TensorMetric(
@@ -374,3 +402,10 @@ class StepModel:
             bias_correction=1 - beta_2**n_steps,
             eps=float(group["eps"]),
         )
+
+
+def _no_step_yet(name: str) -> ValueError:
+    return ValueError(
+        f"Adam has taken no step on {name!r} yet, so there are no second moments; score with "
+        "'cosine' until it has, or with displacement='exact' if it has on others"
+    )
