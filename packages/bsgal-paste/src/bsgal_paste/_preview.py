@@ -17,7 +17,7 @@ PASTED_RGB = (255, 140, 0)
 def draw_result(
     result: PasteResult, category_names: Mapping[int, str], *, tile_px: int
 ) -> ByteArray:
-    """Draw a result with the outline, box and name of each instance, real ones blue, pasted orange.
+    """Draw a result: the outline, box and name of each instance, real ones blue, pasted orange.
 
     Args:
         result: What to draw.
@@ -31,18 +31,20 @@ def draw_result(
     zoom = tile_px / max(height, width)
     size_wh = max(round(width * zoom), 1), max(round(height * zoom), 1)
     picture = cv2.resize(result.image, size_wh, interpolation=cv2.INTER_AREA)
-    for i, pasted in enumerate(result.is_pasted):
-        colour = PASTED_RGB if pasted else REAL_RGB
-        mask = result.masks[i].view(np.uint8)
-        mask = cv2.resize(mask, size_wh, interpolation=cv2.INTER_NEAREST)
+    colours = [PASTED_RGB if pasted else REAL_RGB for pasted in result.is_pasted]
+    boxes = np.rint(result.boxes_xyxy * zoom).astype(int).tolist()
+    for full_mask, (left, top, right, bottom), colour in zip(
+        result.masks, boxes, colours, strict=True
+    ):
+        mask = cv2.resize(full_mask.view(np.uint8), size_wh, interpolation=cv2.INTER_NEAREST)
         contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(picture, contours, -1, colour, 1)
-        left, top, right, bottom = (round(float(side) * zoom) for side in result.boxes_xyxy[i])
         cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), colour, 1)
-        if pasted:
-            category_id = int(result.category_ids[i])
-            name = category_names.get(category_id, str(category_id))
-            _write(picture, name, (left + 2, max(top - 3, 9)), colour)
+    # Last, so that no outline crosses them.
+    for category_id, (left, top, _, _), colour in zip(
+        result.category_ids.tolist(), boxes, colours, strict=True
+    ):
+        _label(picture, category_names.get(category_id, str(category_id)), (left, top), colour)
     return np.asarray(picture, dtype=np.uint8)
 
 
@@ -74,10 +76,18 @@ def contact_sheet(tiles: Sequence[ByteArray], *, tile_px: int, n_columns: int) -
     return sheet
 
 
-def _write(
-    picture: ByteArray, text: str, origin_xy: tuple[int, int], colour: tuple[int, int, int]
+def _label(
+    picture: ByteArray, text: str, box_xy: tuple[int, int], colour: tuple[int, int, int]
 ) -> None:
-    for thickness, ink in ((3, (0, 0, 0)), (1, colour)):
-        cv2.putText(
-            picture, text, origin_xy, cv2.FONT_HERSHEY_SIMPLEX, 0.38, ink, thickness, cv2.LINE_AA
-        )
+    """Write black on a plate of the colour, which can be read on any photograph.
+
+    The plate stands on the box's upper edge, moved into the picture where it would leave it.
+    """
+    font, size, pad = cv2.FONT_HERSHEY_SIMPLEX, 0.38, 2
+    (width, height), below = cv2.getTextSize(text, font, size, 1)
+    width, height = width + 2 * pad, height + below + 2 * pad
+    left = max(min(box_xy[0], picture.shape[1] - width), 0)
+    top = max(box_xy[1] - height, 0)
+    cv2.rectangle(picture, (left, top), (left + width - 1, top + height - 1), colour, cv2.FILLED)
+    origin = left + pad, top + height - below - pad
+    cv2.putText(picture, text, origin, font, size, (0, 0, 0), 1, cv2.LINE_AA)
