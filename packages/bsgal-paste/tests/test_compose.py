@@ -17,6 +17,7 @@ from pycocotools.coco import COCO
 from bsgal_paste import PRESETS, InstancePool, LvisDonors, PasteConfig, cli
 from bsgal_paste._compose import ComposeConfig, compose
 from bsgal_paste._lvis import encode_mask, load_lvis
+from bsgal_paste._manifest import ManifestAppender
 
 RECIPE = PasteConfig(count_range=(3, 7), scale_range=(0.2, 0.5))
 PNG = ComposeConfig(image_format="png")
@@ -226,6 +227,17 @@ def test_a_run_killed_before_its_first_row_is_gone_on_with(dataset, pool_root, t
     (tmp_path / "out" / "manifest.jsonl").touch()
     (tmp_path / "out" / ".meta.json.7.tmp").write_bytes(b"{")
     assert run(dataset, pool_root, tmp_path / "out").n_images == 6
+
+
+def test_a_second_writer_changes_nothing(dataset, pool_root, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    # Where the first one is just before it writes meta.json.
+    with ManifestAppender(out / "manifest.jsonl"):
+        (out / ".meta.json.7.tmp").write_bytes(b"{")
+        with pytest.raises(ValueError, match="is being written by another process"):
+            run(dataset, pool_root, out)
+    assert contents(out) == {"manifest.jsonl": b"", ".meta.json.7.tmp": b"{"}
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(dataset, pool_root, tmp_path):

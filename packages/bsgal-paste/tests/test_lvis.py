@@ -41,6 +41,13 @@ def changed(path: list, value: object) -> dict:
     return content
 
 
+def nested(depth: int) -> list | dict:
+    value: list | dict = []
+    for _ in range(depth - 1):
+        value = {"a": value}
+    return value
+
+
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
@@ -74,6 +81,10 @@ def changed(path: list, value: object) -> dict:
         (["images", 0, "not_exhaustive_category_ids"], ["2"], "image 3: `not_exhaustive_category"),
         (["images", 0], 3, "`images` must be a list of objects"),
         (["images"], {"3": {}}, "`images` must be a list of objects"),
+        (["images", 0, "x"], nested(33), "image 3: `x` is nested more than 32 deep"),
+        (["annotations", 0, "x"], nested(900), "annotation 1: `x` is nested more than 32 deep"),
+        (["annotations", 0, "bbox"], nested(900), "annotation 1: bbox must be"),
+        (["annotations", 0, "segmentation"], nested(900), "annotation 1: malformed segmentation"),
         (["annotations"], None, "`annotations` must be a list of objects"),
         (["annotations", 0, "image_id"], "3", "annotation 1: unknown image '3'"),
         (["annotations", 0, "image_id"], [3], r"annotation 1: unknown image \[3\]"),
@@ -144,6 +155,11 @@ def test_content_that_is_no_json_is_named_before_it_is_written():
     content = changed(["info"], {"share": float("nan")})
     with pytest.raises(AnnotationError, match="the annotations is not valid JSON: Out of range"):
         load_lvis(content).sha256()
+
+
+def test_content_nested_too_deeply_to_be_hashed_is_named():
+    with pytest.raises(AnnotationError, match="the annotations is not valid JSON"):
+        load_lvis(changed(["info"], nested(100_000))).sha256()
 
 
 def test_files_of_boxes_may_say_that_there_is_no_mask():

@@ -13,6 +13,11 @@ MAX_PHOTO_PIXELS = 8192 * 8192
 
 _PARTS = {"images": "image", "annotations": "annotation", "categories": "category"}
 _MAX_ID = 2**63 - 1
+# Deeper values cannot be handed to other processes.
+_MAX_DEPTH = 32
+_CHECKED_LISTS = {
+    "bbox", "neg_category_ids", "not_exhaustive_category_ids", "segmentation", "synonyms",
+}  # fmt: skip
 
 
 def check_lvis(document: object, name: str) -> None:
@@ -71,6 +76,12 @@ def _by_id(entries: object, part: str, name: str) -> dict[int, Mapping[str, Any]
                 f"{name}: every {_PARTS[part]} needs an id of its own; {entry['id']} occurs twice "
                 f"in {part}"
             )
+        for field, value in entry.items():
+            if field not in _CHECKED_LISTS and _is_deeper(value, _MAX_DEPTH):
+                raise AnnotationError(
+                    f"{name}: {_PARTS[part]} {entry['id']}: `{field}` is nested more than "
+                    f"{_MAX_DEPTH} deep"
+                )
         by_id[entry["id"]] = entry
     return by_id
 
@@ -147,6 +158,13 @@ def _check_annotation(
         raise AnnotationError(f"{where}: `iscrowd` must be 0 or 1, got {shortened(crowd)}")
     if has_segmentation(annotation):
         check_segmentation(annotation["segmentation"], image_hw, where)
+
+
+def _is_deeper(value: object, n_levels: int) -> bool:
+    if not isinstance(value, list | dict):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return not n_levels or any(_is_deeper(one, n_levels - 1) for one in inner)
 
 
 def _is_id(value: object) -> TypeGuard[int]:
