@@ -380,14 +380,14 @@ def _check_no_reference(calls: Sequence[IndexedCall]) -> None:
 def _reached(loss: Tensor, calls: Sequence[IndexedCall], loss_scale: float) -> list[Reached]:
     """Find the gradients of the loss in the outputs of the calls that it depends on."""
     found = torch.autograd.grad(
-        loss, [one.call.place.edge for one in calls], retain_graph=True, allow_unused=True
+        loss, [one.call.edge for one in calls], retain_graph=True, allow_unused=True
     )
     reached = []
     for one, gradient in zip(calls, found, strict=True):
         if gradient is None:
             continue
         one.call.check_input()
-        output_grads = gradient.reshape(one.call.place.output_shape).movedim(one.axis, 0)
+        output_grads = gradient.reshape(one.call.output_shape).movedim(one.axis, 0)
         reached.append(Reached(one.call, one.index, _unscaled(output_grads, loss_scale)))
     return reached
 

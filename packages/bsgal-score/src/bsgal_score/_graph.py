@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
@@ -17,42 +16,38 @@ class Place:
     """Where a recorded call lies in the graph: between its output and its inputs."""
 
     edge: GradientEdge
-    """Where the gradient of the loss in the output is taken."""
-    output_shape: torch.Size
+    """Of the output."""
     names: frozenset[str]
     """Parameters whose every use in between is recorded."""
     sources: frozenset[Node]
     """Where the inputs come from."""
 
-    @classmethod
-    def of(cls, outputs: Tensor, inputs: Iterable[Any], names: Iterable[str]) -> Place:
-        """Find the place of a call that has just been made.
 
-        At once, so that a later in-place operation on the output does no harm. On a view such an
-        operation replaces the view in the graph, but not what it is a view of.
+def output_edge(outputs: Tensor) -> GradientEdge:
+    """Return where the gradient of the loss in the output of a call just made is to be taken.
 
-        Args:
-            outputs: What the call returned.
-            inputs: Its arguments but for its parameters; what is no tensor is passed over.
-            names: The recorded parameters.
-        """
-        base = outputs._base
-        if (
-            base is not None
-            and base.requires_grad
-            and base.numel() == outputs.numel()
-            and base.is_contiguous()
-            and outputs.is_contiguous()
-        ):
-            edge = get_gradient_edge(base)
-        else:
-            edge = get_gradient_edge(outputs)
-        sources = frozenset(
-            get_gradient_edge(one).node
-            for one in inputs
-            if isinstance(one, Tensor) and one.requires_grad
-        )
-        return cls(edge, outputs.shape, frozenset(names), sources)
+    At once, so that a later in-place operation on the output does no harm. On a view such an
+    operation replaces the view in the graph, but not what it is a view of; the gradient there has
+    the same elements, in another shape.
+    """
+    base = outputs._base
+    is_whole = (
+        base is not None
+        and base.requires_grad
+        and base.numel() == outputs.numel()
+        and base.is_contiguous()
+        and outputs.is_contiguous()
+    )
+    return get_gradient_edge(base if base is not None and is_whole else outputs)
+
+
+def sources_of(inputs: Iterable[Any]) -> frozenset[Node]:
+    """Return where the inputs of a call come from; what needs no gradient is passed over."""
+    return frozenset(
+        get_gradient_edge(one).node
+        for one in inputs
+        if isinstance(one, Tensor) and one.requires_grad
+    )
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from ._graph import Place
+from ._graph import output_edge, sources_of
 from .eager.ghost import compute_dtype
 from .errors import ChangedInputError
 
@@ -92,8 +93,12 @@ class LinearCall:
     """Arguments by name; tensors are detached, parameters are those of the call."""
     names: dict[str, str]
     """Role ("weight" or "bias") to name in the cache, for the parameters that are scored."""
-    place: Place
-    version: int | None
+    edge: GradientEdge
+    """Where the gradient of the loss in the output is taken."""
+    output_shape: tuple[int, ...] = ()
+    sources: frozenset[Node] = frozenset()
+    """Where what the call took, but for the scored parameters, comes from in the graph."""
+    version: int | None = None
     """Of the input when the call was made; None if the input plays no part in the gradient."""
 
     @classmethod
@@ -110,7 +115,9 @@ class LinearCall:
             function,
             {k: v.detach() if isinstance(v, Tensor) else v for k, v in arguments.items()},
             dict(names),
-            Place.of(outputs, others, names.values()),
+            output_edge(outputs),
+            outputs.shape,
+            sources_of(others),
             version_of(arguments["input"]) if "weight" in names else None,
         )
 
@@ -300,13 +307,12 @@ class LinearCall:
     def _call(
         self, rows: Tensor, parameters: Mapping[str, Tensor | None], dtype: torch.dtype
     ) -> Tensor:
-        inputs = self.inputs[rows]
-        if inputs.is_floating_point():
-            inputs = inputs.to(dtype)
+        given = {**self.arguments, **parameters, "input": self.inputs[rows]}
+        given = {name: _widened(value, dtype) for name, value in given.items()}
         # Scores are compared with thresholds: no TF32, which is cuDNN's default for convolutions.
         exactly = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with exactly if inputs.is_cuda else nullcontext():
-            outputs: Tensor = self.function(**{**self.arguments, **parameters, "input": inputs})
+        with exactly if self.inputs.is_cuda else nullcontext():
+            outputs: Tensor = self.function(**given)
         return outputs
 
     def _counted(self, rows: Tensor, output_grads: Tensor) -> Tensor:
@@ -327,7 +333,9 @@ class ExactCall:
     keywords: dict[str, Any]
     names: dict[str, str]
     """Parameter name in the module to name in the cache."""
-    place: Place
+    edge: GradientEdge
+    output_shape: tuple[int, ...]
+    sources: frozenset[Node]
     version: int | None
     """Of the input when the call was made."""
 
@@ -358,13 +366,24 @@ class ExactCall:
 
     def gradients(self, rows: Tensor, output_grads: Tensor) -> dict[str, Tensor]:
         """Return the gradient that some rows give to the module's parameters."""
-        own = dict(self.module.named_parameters(recurse=False))
+        dtype = compute_dtype(output_grads)
+        # All of it in one dtype: under autocast the inputs may be narrower than the parameters.
+        state = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        state = {name: _widened(tensor.detach(), dtype) for name, tensor in state.items()}
+        inputs = (self.inputs[rows], *self.positional[1:])
+        keywords = {name: _widened(value, dtype) for name, value in self.keywords.items()}
         with torch.enable_grad():
-            leaves = {role: own[role].detach().requires_grad_() for role in self.names}
+            leaves = {role: state[role].requires_grad_() for role in self.names}
             outputs = torch.func.functional_call(
-                self.module, leaves, (self.inputs[rows], *self.positional[1:]), self.keywords
+                self.module, state, tuple(_widened(one, dtype) for one in inputs), keywords
             )
             gradients = torch.autograd.grad(
                 outputs, list(leaves.values()), output_grads.to(outputs.dtype)
             )
         return dict(zip(self.names.values(), gradients, strict=True))
+
+
+def _widened(value: Any, dtype: torch.dtype) -> Any:
+    """Return a floating-point tensor in the dtype, and anything else as it is."""
+    is_floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_floating else value

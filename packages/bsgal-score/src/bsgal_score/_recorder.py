@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ._graph import Place, unrecorded_uses
+from ._graph import Place, output_edge, sources_of, unrecorded_uses
 from ._linear_maps import LINEAR_MAPS, ExactCall, LinearCall, version_of, why_unsupported
 
 Call = LinearCall | ExactCall
@@ -87,7 +87,8 @@ class Recorder(TorchFunctionMode):
         Returns:
             Parameter name to a description of such a use.
         """
-        uses = unrecorded_uses(loss, [call.place for call in self.calls], self._names)
+        places = [Place(c.edge, frozenset(c.names.values()), c.sources) for c in self.calls]
+        uses = unrecorded_uses(loss, places, self._names)
         found = {
             name: self._reasons.get(name, f"it is used by {user}, which was not recorded")
             for name, user in uses.users.items()
@@ -235,11 +236,17 @@ def record_module(
                 f"{type(module).__name__} returned {type(outputs).__name__}"
             )
         if outputs.requires_grad:
-            place = Place.of(outputs, _leaves((*args, *kwargs.values())), names.values())
-            detached = tuple(a.detach() if isinstance(a, Tensor) else a for a in args)
-            version = version_of(args[0])
             recorder.calls.append(
-                ExactCall(module, detached, dict(kwargs), dict(names), place, version)
+                ExactCall(
+                    module,
+                    tuple(a.detach() if isinstance(a, Tensor) else a for a in args),
+                    dict(kwargs),
+                    dict(names),
+                    output_edge(outputs),
+                    outputs.shape,
+                    sources_of(_leaves((*args, *kwargs.values()))),
+                    version_of(args[0]),
+                )
             )
 
     return [

@@ -327,14 +327,14 @@ class StepModel:
         finally:
             recorder.stop()
         calls = without_parameters(recorder.calls, recorder.unrecorded(loss))
-        places: list[Any] = [*named.values(), *(call.place.edge for call in calls)]
+        places: list[Any] = [*named.values(), *(call.edge for call in calls)]
         found = torch.autograd.grad(loss, places, allow_unused=True)
         with torch.no_grad():
             curvature.update(
                 CallRows(
                     call,
                     torch.arange(len(call.inputs), device=grads.device),
-                    grads.reshape(call.place.output_shape),
+                    grads.reshape(call.output_shape),
                 )
                 for call, grads in zip(calls, found[len(named) :], strict=True)
                 if grads is not None

@@ -16,7 +16,7 @@ from ._dispatch import choose_implementation
 from ._layout import is_dense
 from ._types import CacheSums, Implementation, TensorMetric
 from .eager.cache_update_dot import cache_update_dot_torch
-from .eager.ghost import ghost_dot_torch, ghost_sqnorm_torch
+from .eager.ghost import ghost_dot_torch, ghost_sqnorm_torch, mend_cancelled
 from .eager.sketch import cache_update_sketch_torch, sketch_torch
 
 __all__ = [
@@ -140,7 +140,8 @@ def ghost_sqnorm(
     """Return ‖G_i‖² for every unit i, where G_i = Σ δ_r a_rᵀ over its rows.
 
     Computed as Σ over pairs of rows of (a_r·a_s)(δ_r·δ_s), which needs no memory of the size of the
-    weights. Arguments, result and errors as in `ghost_dot`.
+    weights; but the gradient of a unit whose rows nearly cancel is formed, in float64, and is zero
+    if it is less than the rounding of the rows. Arguments, result and errors as in `ghost_dot`.
     """
     _check_rows(inputs, output_grads, unit_index, n_units)
     run = ghost_sqnorm_torch
@@ -150,7 +151,8 @@ def ghost_sqnorm(
 
         run = ghost_sqnorm_triton
     with torch.no_grad():
-        return run(inputs, output_grads, unit_index, n_units)
+        sqnorms = run(inputs, output_grads, unit_index, n_units)
+        return mend_cancelled(sqnorms, inputs, output_grads, unit_index)
 
 
 def sketch(

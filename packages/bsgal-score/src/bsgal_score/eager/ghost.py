@@ -96,6 +96,40 @@ def ghost_sqnorm_torch(
     return sums.clamp_(min=0).to(inputs.device)
 
 
+def mend_cancelled(
+    sqnorms: Tensor, inputs: Tensor, output_grads: Tensor, unit_index: Tensor
+) -> Tensor:
+    """Return ‖Σ δ aᵀ‖² of units, mended where the rows nearly cancel.
+
+    Summed over pairs of rows, it has a rounding error of u·(Σ ‖δ‖‖a‖)², which is all there is of a
+    sum that is much smaller. Such a unit's gradient is formed in float64. If it is less than the
+    rounding of its own rows, eps·Σ ‖δ‖‖a‖, it is zero.
+
+    Args:
+        sqnorms: As summed over pairs, float64 (n_units,).
+        inputs: As in the public operation, like the others.
+        output_grads: δ.
+        unit_index: Unit of each row.
+    """
+    units = unit_index.cpu()
+    n_units = len(sqnorms)
+    if int(torch.bincount(units[units >= 0], minlength=n_units).max()) < 2:
+        return sqnorms
+    dtype = compute_dtype(inputs, output_grads)
+    eps = torch.finfo(dtype).eps
+    norms = [torch.linalg.vector_norm(x, dim=1, dtype=dtype) for x in (inputs, output_grads)]
+    bounds = sum_by_unit(norms[0].double() * norms[1].double(), units, n_units).square().cpu()
+    found = sqnorms.cpu()
+    # From here on the error of the norm is less than 1 in 128.
+    cancelled = (found < 64 * eps * bounds) & bounds.isfinite()
+    for unit in cancelled.nonzero().flatten().tolist():
+        rows = (units == unit).nonzero().flatten()
+        gradient = take(output_grads, rows).double().T @ take(inputs, rows).double()
+        sqnorm = gradient.square().sum().cpu()
+        found[unit] = 0.0 if sqnorm < eps**2 * bounds[unit] else sqnorm
+    return found.to(sqnorms.device)
+
+
 def _by_count(units: Tensor) -> list[tuple[Tensor, Tensor]]:
     """Group units by their number of rows: pairs of units (u,) and their rows (u, count)."""
     order = torch.argsort(units, stable=True)
