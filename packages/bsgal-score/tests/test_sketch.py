@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -190,6 +192,71 @@ def test_a_store_survives_being_killed_while_appending(tmp_path, cut):
     assert store.dots(torch.ones(32)).tolist() == [0.0, 32.0, 64.0]
     assert rows.stat().st_size == 3 * 128
     assert [json.loads(line) for line in ids.read_text().splitlines()] == store.ids
+
+
+def test_opening_a_store_changes_nothing_that_a_writer_is_at(tmp_path):
+    sketcher = CountSketch([("w", nn.Parameter(torch.zeros(100)))], width=32, seed=0)
+    writer = SketchStore(tmp_path, sketcher)
+    writer.append("a", torch.full((32,), 1.0))
+    # The row of b is written, its id not yet, when another process opens the folder.
+    rows, ids = tmp_path / "sketches.f32", tmp_path / "ids.jsonl"
+    with rows.open("ab") as file:
+        file.write(torch.full((32,), 2.0).numpy().tobytes())
+        file.flush()
+        reader = SketchStore(tmp_path, sketcher)
+        assert reader.ids == ["a"]
+        assert rows.stat().st_size == 2 * 128
+        assert reader.dots(torch.ones(32)).tolist() == [32.0]
+    with ids.open("a") as file:
+        file.write('"b"\n')
+    reader = SketchStore(tmp_path, sketcher)
+    reader.append("c", torch.full((32,), 3.0))
+    assert reader.ids == ["a", "b", "c"]
+    assert SketchStore(tmp_path, sketcher).dots(torch.ones(32)).tolist() == [32.0, 64.0, 96.0]
+
+
+def test_two_open_stores_see_each_other_when_they_append(tmp_path):
+    sketcher = CountSketch([("w", nn.Parameter(torch.zeros(100)))], width=32, seed=0)
+    first, second = (SketchStore(tmp_path, sketcher) for _ in range(2))
+    for number, store in enumerate((first, second, second, first, second)):
+        store.append(f"unit {number}", torch.full((32,), float(number)))
+    assert second.ids == [f"unit {number}" for number in range(5)]
+    assert second.dots(torch.ones(32)).tolist() == [32.0 * number for number in range(5)]
+
+
+APPEND_MANY = """
+import sys, torch
+from torch import nn
+from bsgal_score import CountSketch, SketchStore
+sketcher = CountSketch([("w", nn.Parameter(torch.zeros(100)))], width=32, seed=0)
+store = SketchStore(sys.argv[1], sketcher)
+for number in range(int(sys.argv[2]), int(sys.argv[2]) + 40):
+    store.append(str(number), torch.full((32,), float(number)))
+"""
+
+
+def test_processes_that_append_at_once_keep_rows_and_ids_together(tmp_path):
+    command = [sys.executable, "-c", APPEND_MANY, str(tmp_path)]
+    running = [subprocess.Popen([*command, str(start)]) for start in (0, 100, 200)]
+    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
+    sketcher = CountSketch([("w", nn.Parameter(torch.zeros(100)))], width=32, seed=0)
+    store = SketchStore(tmp_path, sketcher)
+    assert sorted(map(int, store.ids)) == [start + i for start in (0, 100, 200) for i in range(40)]
+    assert store.dots(torch.ones(32)).tolist() == [32.0 * int(one) for one in store.ids]
+
+
+def test_a_damaged_store_is_named(tmp_path):
+    sketcher = CountSketch([("w", nn.Parameter(torch.zeros(100)))], width=32, seed=0)
+    store = SketchStore(tmp_path, sketcher)
+    for i in range(2):
+        store.append(f"unit {i}", torch.zeros(32))
+    ids = tmp_path / "ids.jsonl"
+    ids.write_bytes(b'"unit 0"\n"unit\n')
+    with pytest.raises(StateMismatchError, match=r"ids\.jsonl, line 2 is damaged"):
+        SketchStore(tmp_path, sketcher)
+    (tmp_path / "meta.json").write_bytes(b"{")
+    with pytest.raises(StateMismatchError, match=r"meta\.json is damaged"):
+        SketchStore(tmp_path, sketcher)
 
 
 def test_a_store_belongs_to_one_sketcher(tmp_path):

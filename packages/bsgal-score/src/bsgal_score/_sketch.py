@@ -7,13 +7,16 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from . import ops
+from ._file_lock import locked
 from ._types import Implementation
 from .errors import GradientMismatchError, StateMismatchError
 
@@ -95,15 +98,16 @@ class CountSketch:
 class SketchStore:
     """A growing file of sketched gradients with their ids, to score again against any cache.
 
-    A sketch is there once its line in `ids.jsonl` is whole. Whatever else a killed process left
-    behind is cut off when the store is opened again.
+    A sketch is there once its line in `ids.jsonl` is whole. Opening changes nothing. Several
+    processes may append to a folder, one at a time under a lock, and whoever appends first cuts off
+    what a killed process left behind.
 
     Args:
-        folder: Made if missing; holds `meta.json`, `ids.jsonl` and `sketches.f32`.
+        folder: Made if missing; holds `meta.json`, `ids.jsonl`, `sketches.f32` and `lock`.
         sketcher: What made the sketches, and will make those they are compared with.
 
     Raises:
-        StateMismatchError: If the folder belongs to another sketcher.
+        StateMismatchError: If the folder belongs to another sketcher, or is damaged.
     """
 
     def __init__(self, folder: str | Path, sketcher: CountSketch) -> None:
@@ -112,31 +116,39 @@ class SketchStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._ids_path = self.folder / "ids.jsonl"
         self._rows_path = self.folder / "sketches.f32"
+        self._row_bytes = 4 * sketcher.width
         self._check_meta()
-        self.ids: list[str] = self._repair()
+        self.ids: list[str] = []
+        self._n_id_bytes = 0
+        self._read_ids()
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def append(self, unit_id: str, sketch: Tensor) -> None:
-        """Add one sketch (width,) under an id.
+        """Add one sketch (width,) under an id, and see what others have appended before it.
 
         Raises:
             ValueError: If the sketch has another shape or holds NaN or Inf.
+            StateMismatchError: If the folder is damaged.
         """
         if sketch.shape != (self.sketcher.width,) or not bool(sketch.isfinite().all()):
             raise ValueError(
                 f"`sketch` must be finite and of shape ({self.sketcher.width},), got "
                 f"{tuple(sketch.shape)}"
             )
-        with self._rows_path.open("ab") as file:
-            file.write(sketch.detach().float().cpu().numpy().astype("<f4").tobytes())
-            file.flush()
-            os.fsync(file.fileno())
-        with self._ids_path.open("ab") as file:
-            file.write((json.dumps(unit_id) + "\n").encode())
-            file.flush()
-        self.ids.append(unit_id)
+        line = (json.dumps(unit_id) + "\n").encode()
+        with self._locked():
+            self._catch_up()
+            with self._rows_path.open("ab") as file:
+                file.write(sketch.detach().float().cpu().numpy().astype("<f4").tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+            with self._ids_path.open("ab") as file:
+                file.write(line)
+                file.flush()
+            self.ids.append(unit_id)
+            self._n_id_bytes += len(line)
 
     def dots(self, sketch: Tensor) -> Tensor:
         """Estimate the dot product of every stored gradient with the one behind `sketch`.
@@ -156,23 +168,49 @@ class SketchStore:
         path = self.folder / "meta.json"
         meta = {"schema": "bsgal.sketch_store/1", "fingerprint": self.sketcher.fingerprint}
         if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            temporary.write_text(json.dumps(meta))
-            temporary.replace(path)
-        elif (found := json.loads(path.read_text())) != meta:
+            with self._locked():
+                temporary = path.with_suffix(".tmp")
+                temporary.write_text(json.dumps(meta))
+                temporary.replace(path)
+        if (found := _parsed(path.read_bytes(), str(path))) != meta:
             raise StateMismatchError(
                 f"{path} belongs to other sketches: expected {meta}, found {found}; parameters, "
                 "width and seed must be the same"
             )
 
-    def _repair(self) -> list[str]:
-        """Cut both files to their common whole entries and return the ids."""
-        for path in (self._ids_path, self._rows_path):
-            path.touch()
-        row_bytes = 4 * self.sketcher.width
-        n_rows = self._rows_path.stat().st_size // row_bytes
+    def _locked(self) -> AbstractContextManager[None]:
+        return locked(self.folder / "lock")
+
+    def _read_ids(self) -> None:
+        """See the ids with whole lines and rows; an id is written after its row."""
+        if not self._ids_path.exists() or not self._rows_path.exists():
+            return
         lines = self._ids_path.read_bytes().splitlines(keepends=True)
+        n_rows = self._rows_path.stat().st_size // self._row_bytes
         whole = [line for line in lines if line.endswith(b"\n")][:n_rows]
-        os.truncate(self._ids_path, sum(map(len, whole)))
-        os.truncate(self._rows_path, len(whole) * row_bytes)
-        return [json.loads(line) for line in whole]
+        self.ids = [
+            _parsed(line, f"{self._ids_path}, line {number}")
+            for number, line in enumerate(whole, start=1)
+        ]
+        self._n_id_bytes = sum(map(len, whole))
+
+    def _catch_up(self) -> None:
+        """See what others have appended, and cut both files to their common whole entries."""
+        files = (self._ids_path, self._rows_path)
+        for path in files:
+            path.touch()
+        if [path.stat().st_size for path in files] == self._whole_sizes():
+            return
+        self._read_ids()
+        for path, size in zip(files, self._whole_sizes(), strict=True):
+            os.truncate(path, size)
+
+    def _whole_sizes(self) -> list[int]:
+        return [self._n_id_bytes, len(self.ids) * self._row_bytes]
+
+
+def _parsed(text: bytes, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise StateMismatchError(f"{where} is damaged: expected JSON, found {text!r}") from error
