@@ -19,6 +19,29 @@ def make(seed=0, dtype=torch.float32):
     return [torch.randn(n, generator=generator).to(dtype) for n in NUMELS]
 
 
+def test_the_hashes_are_those_that_stored_sketches_were_made_with():
+    """Literals: a change of them makes every stored sketch worthless, in silence."""
+    assert [reference.lowbias32(x) for x in (0, 1, 2**32 - 1)] == [0, 0x688990C0, 0x6768824A]
+    # A seed of more than 32 bits uses all of them.
+    cases = [(0, 0, 0), (3, 1, 7), (2**31, 0, 5), (2**40 + 1, 1, 2**32 - 1)]
+    assert [reference.sketch_hash(*case) for case in cases] == [
+        0,
+        0x78E8BA30,
+        0x4D7686B6,
+        0xCA0F4D20,
+    ]
+    assert len({reference.sketch_hash(seed, 0, 5) for seed in (0, 2**31, 2**32, 2**40)}) == 4
+
+
+@pytest.mark.parametrize("seed", [0, 3, 2**31 + 1, 2**40 + 7])
+@pytest.mark.parametrize("impl", ["triton", "torch"])
+def test_every_seed_agrees_with_the_definition(impl, seed):
+    tensors = make(1)
+    got = ops.sketch(tensors, NUMELS, width=64, seed=seed, impl=impl)
+    want = reference.sketch(tensors, NUMELS, 64, seed)
+    torch.testing.assert_close(got, want, rtol=0, atol=10 * 2.0**-24 * 9 * 4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("width", [32, 64])
 @pytest.mark.parametrize("impl", ["triton", "torch"])

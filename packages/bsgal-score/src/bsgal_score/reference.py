@@ -6,13 +6,13 @@ nothing here works in place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ._types import CacheSums, TensorMetric
-from .eager.sketch import SHIFTS, SIGNS, hashes, n_blocks, stream_key
 
 
 def metric_weight(metric: TensorMetric | None, like: Tensor) -> Tensor:
@@ -89,21 +89,37 @@ def unit_gradients(
     ]
 
 
+def lowbias32(x: int) -> int:
+    """Scramble a 32-bit integer, one to one; https://nullprogram.com/blog/2018/07/31/."""
+    for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+        x ^= x >> shift
+        x = x * factor % 2**32
+    return x ^ (x >> 16)
+
+
+def sketch_hash(seed: int, stream: int, number: int) -> int:
+    """Return the 32-bit hash of a number below 2³² in one of a seed's two streams.
+
+    Stream 0 holds the shifts of blocks, stream 1 the signs, as the bits of words.
+    """
+    key = lowbias32(lowbias32((2 * seed + stream) % 2**32) ^ (2 * seed >> 32) % 2**32)
+    return lowbias32(lowbias32(number) ^ key)
+
+
 def sketch(
     tensors: Sequence[Tensor | None], numels: Sequence[int], width: int, seed: int
 ) -> Tensor:
     """Add up signed elements bucket by bucket, one element at a time, in float64."""
     total = [0.0] * width
-    keys = [stream_key(seed, stream) for stream in (SHIFTS, SIGNS)]
     first_block = 0
     for tensor, numel in zip(tensors, numels, strict=True):
         values = [] if tensor is None else tensor.reshape(-1).tolist()
         for element, value in enumerate(values):
             block, place = first_block + element // width, element % width
-            shift = int(hashes(torch.tensor(block), keys[0])) % width
-            word = int(hashes(torch.tensor(block * (width // 32) + place // 32), keys[1]))
+            shift = sketch_hash(seed, 0, block) % width
+            word = sketch_hash(seed, 1, block * (width // 32) + place // 32)
             total[place ^ shift] += -value if (word >> (place % 32)) & 1 else value
-        first_block += n_blocks(numel, width)
+        first_block += math.ceil(numel / width)
     return torch.tensor(total, dtype=torch.float64)
 
 
