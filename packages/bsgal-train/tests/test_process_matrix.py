@@ -93,6 +93,11 @@ def without_pastes(sample: TrainingSample) -> TrainingSample:
     return replace(sample, pasted=sample.original, pastes=())
 
 
+def without_objects(sample: TrainingSample) -> TrainingSample:
+    bare = {**sample.original, "instances": sample.original["instances"][:0]}
+    return replace(sample, original=bare, pasted=bare, pastes=())
+
+
 def raise_error(*_: Any) -> None:
     raise OSError("the disk is gone")
 
@@ -131,10 +136,11 @@ def test_no_process_waits_for_ever(
             os._exit(LEFT * rank)
         assembly = assemble(recipe, annotations)
         own = [samples[i] for i in processes.share(N_SAMPLES)]
-        bare = [without_pastes(sample) for sample in own]
-        # The second process rejects; then one and the other has no pastes.
-        for given in (own, own if rank == 0 else bare, bare if rank == 0 else own):
-            assembly.steps.take(given)
+        plain = [without_pastes(sample) for sample in own]
+        empty = [without_objects(sample) for sample in own]
+        # What the two have: the second rejects; then one and the other lacks pastes or objects.
+        for given in ((own, own), (own, plain), (plain, own), (own, empty), (empty, plain)):
+            assembly.steps.take(given[rank])
             assert_same_everywhere(assembly.detector)
         if rank == 1:
             assembly.detector.get_submodule("roi_heads").register_forward_pre_hook(raise_error)
