@@ -128,8 +128,11 @@ def test_default_limits_are_those_of_lvis(image_count, group):
     assert FrequencyLimits().group_of(image_count) == group
 
 
-def test_malformed_frequency_limits_are_refused(load, document):
-    document["info"] = {"frequency_limits": [10, 100]}
+@pytest.mark.parametrize(
+    "stated", [[10, 100], {"r": [1, float("inf")], "c": [2, 3]}, {"r": [1, 2], "c": [3]}]
+)
+def test_malformed_frequency_limits_are_refused(load, document, stated):
+    document["info"] = {"frequency_limits": stated}
     with pytest.raises(AnnotationFormatError, match=r"info\.frequency_limits must look like"):
         load(document)
 
@@ -171,7 +174,12 @@ def test_a_folder_in_place_of_the_annotation_file_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [('{"images": [', "is not JSON"), ("[]", "must hold a JSON object")]
+    ("text", "message"),
+    [
+        ('{"images": [', "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", "must hold a JSON object"),
+    ],
 )
 def test_a_file_that_is_no_json_object_is_refused(tmp_path, text, message):
     path = tmp_path / "lvis.json"
@@ -249,6 +257,14 @@ def edit(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def polygon_to(x: float) -> Callable[[dict[str, Any]], None]:
+    return edit("annotations/0/segmentation", [[1.0, 1.0, x, 1.0, 5.0, 5.0, 1.0, 5.0]])
+
+
+def run_lengths(counts: Any) -> Callable[[dict[str, Any]], None]:
+    return edit("annotations/0/segmentation", {"size": [8, 10], "counts": counts})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -259,27 +275,70 @@ def edit(path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         (edit("categories/0/frequency", "x"), "category 20 has frequency 'x'"),
         (edit("categories/0/id", 4), "id 4 occurs twice in categories"),
         (edit("images/0/id", 3), "id 3 occurs twice in images"),
-        (edit("images/0/id", "7"), r"images\[0\] has no integer `id`"),
+        (edit("images/0/id", "7"), r"images\[0\] has no `id`, an integer of at least 0: '7'"),
         (edit("images/0/width", 0), "image 7 has width 0"),
         (edit("images/0/file_name", ""), "image 7 has neither"),
         (edit("annotations/0/image_id", 99), "annotation 1 is of image 99"),
         (edit("annotations/0/iscrowd", 1), "annotation 1 is a crowd region"),
-        (edit("annotations/0/bbox", [1, 2, 3]), "annotation 1 has bbox"),
-        (edit("annotations/0/bbox", [1, 2, float("nan"), 4]), "annotation 1 has bbox"),
-        (edit("annotations/0/segmentation", []), "list of polygons or a run-length"),
-        (edit("annotations/0/segmentation", [[1, 2, 3, 4]]), "at least 6"),
-        (edit("annotations/0/segmentation", [[1, 2, 3, 4, 5, "6"]]), "not a finite number"),
-        (edit("annotations/0/segmentation", {"size": [8, 10]}), "needs `counts`"),
+        (edit("annotations/0/bbox", [1, 2, 3]), "annotation 1: bbox must be .* four numbers"),
+        (edit("annotations/0/bbox", [1, 2, float("nan"), 4]), "annotation 1: bbox must be"),
+        (
+            edit("annotations/0/segmentation", []),
+            "annotation 1: malformed segmentation: it has no polygon",
+        ),
+        (edit("annotations/0/segmentation", [[1, 2, 3, 4]]), "fewer than three points"),
+        (edit("annotations/0/segmentation", [[1, 2, 3, 4, 5, "6"]]), "a list of numbers"),
+        (edit("annotations/0/segmentation", {"size": [8, 10]}), "`counts` of run lengths must be"),
         (
             edit("annotations/0/segmentation", {"size": [10, 8], "counts": "x"}),
-            r"`size` is \[10, 8\], the image's is \[8, 10\]",
+            r"mask has size \(10, 8\), the image \(8, 10\)",
         ),
+        # pycocotools ends the process, takes all memory, or returns pixels that nobody wrote.
+        (polygon_to(1e30), r"annotation 1: the coordinates .* within -10 to 20 px"),
+        (polygon_to(1e9), r"annotation 1: the coordinates .* within -10 to 20 px"),
+        (polygon_to(float("nan")), r"annotation 1: the coordinates .* finite"),
+        (run_lengths(""), "annotation 1: .* run lengths are empty, cut off"),
+        (run_lengths("0"), "annotation 1: the run lengths add up to 0 px"),
+        (run_lengths([3, 4]), "annotation 1: the run lengths add up to 7 px"),
+        (run_lengths([-3, 83]), "annotation 1: .* the shortest is -3"),
+        (run_lengths(["a"]), "annotation 1: .* a list of integers"),
+        (edit("annotations/0/bbox", [1e30, 1, 4, 4]), "annotation 1: bbox must be .* within"),
+        (edit("annotations/0/bbox", [1, 1, -4, 4]), "annotation 1: bbox must be .* at least 0"),
+        (edit("annotations/0/area", "16"), "annotation 1 has area '16'"),
+        (edit("annotations/0/area", float("nan")), "annotation 1 has area nan"),
+        (edit("annotations/0/image_id", [7]), r"annotation 1 is of image \[7\]"),
+        (edit("annotations/0/id", True), r"annotations\[0\] has no `id`"),
+        (edit("annotations/0/id", -1), r"annotations\[0\] has no `id`"),
+        (edit("images/0/id", 2**70), r"images\[0\] has no `id`"),
+        (edit("images/0/width", 10**9), "image 7 has 1000000000 x 8 px, more than"),
+        (edit("images/0/file_name", 5), "image 7 has the file name 5"),
+        (edit("images/0/file_name", "a\0.png"), "image 7 has the file name"),
+        (edit("images/0/coco_url", 5), "image 7 has the file name 5"),
+        (edit("images/0/neg_category_ids", [[4]]), "image 7 has neg_category_ids"),
+        (edit("categories/0/name", "\ud800"), "category 20 has no `name`"),
+        (edit("categories/0/synonyms", "mug"), "category 20 has synonyms 'mug'"),
+        (edit("info", [3]), r"`info` must be an object, it is \[3\]"),
     ],
 )
 def test_a_malformed_entry_is_named(load, document, change, message):
     change(document)
     with pytest.raises(AnnotationFormatError, match=message):
         load(document)
+
+
+def test_ids_count_from_zero(load, document):
+    document["images"][0]["id"] = 0
+    for entry in document["annotations"][:2]:
+        entry.update(image_id=0, category_id=0, id=entry["id"] - 1)
+    document["categories"][0]["id"] = 0
+
+    annotations = load(document)
+
+    assert annotations.class_index_of == {0: 0, 4: 1, 30: 2}
+    assert annotations.categories[0].image_count == 1
+    first = annotations.images[0]
+    assert first.image_id == 0
+    assert [(i.annotation_id, i.class_index) for i in first.instances] == [(0, 0), (1, 0)]
 
 
 def test_a_frequency_for_some_categories_only_is_refused(load, document):

@@ -94,7 +94,7 @@ def test_every_malformed_entry_is_listed(check, training):
     assert not report.is_usable
     found = "\n".join(texts(report, "error"))
     assert "annotation 0 has category 99" in found
-    assert "annotation 1 has bbox" in found
+    assert "annotation 1: bbox must be" in found
     assert "image 2 has height -1" in found
 
 

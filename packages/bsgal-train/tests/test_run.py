@@ -197,6 +197,43 @@ def test_results_count_the_validation_images_that_cannot_be_read(
     assert skipped["training"] == {}
 
 
+def test_category_ids_may_begin_at_zero(
+    tiny_data: Path, tiny_recipe: Recipe, tmp_path: Path
+) -> None:
+    """Ids are names: the same run, with 0 in place of the lowest one."""
+    renamed = {3: 0, 5: 5, 9: 9}
+    for split in ("train", "val"):
+        document = json.loads((tiny_data / f"{split}.json").read_text())
+        document["categories"][0]["id"] = 0
+        for annotation in document["annotations"]:
+            annotation["category_id"] = renamed[annotation["category_id"]]
+        for image in document["images"]:
+            image["neg_category_ids"] = [renamed[i] for i in image["neg_category_ids"]]
+        (tmp_path / f"{split}.json").write_text(json.dumps(document))
+    changed = tiny_recipe.override(
+        "selection.mode=instance",
+        f"data.train_json={tmp_path / 'train.json'}",
+        f"data.val_json={tmp_path / 'val.json'}",
+    )
+
+    train(tiny_recipe.override("selection.mode=instance"), tmp_path / "three")
+    train(changed, tmp_path / "zero")
+
+    (weights, metrics, decisions), (others, other_metrics, expected) = (
+        outcome(tmp_path / name) for name in ("zero", "three")
+    )
+    assert weights == others
+    assert metrics == other_metrics
+    assert decisions == [{**row, "category_id": renamed[row["category_id"]]} for row in expected]
+    assert 0 in {row["category_id"] for row in decisions}
+    zero, three = (
+        json.loads((tmp_path / name / "results.json").read_text())["evaluation"]
+        for name in ("zero", "three")
+    )
+    assert zero["metrics"] == three["metrics"]
+    assert [row["category_id"] for row in zero["categories"]] == [0, 5, 9]
+
+
 # Bad input: each is told before the first step, and leaves no checkpoint behind.
 
 

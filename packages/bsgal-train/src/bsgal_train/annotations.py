@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class LvisCategory:
     """Describe one category.
 
     Attributes:
-        category_id: As in the annotation file, from 1.
+        category_id: As in the annotation file, at least 0.
         class_index: Position in the order of `category_id`, from 0 without gaps.
         name: As in the file.
         synonyms: Other names, may be empty.
@@ -208,7 +209,7 @@ def read_lvis_json(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise AnnotationError(f"the annotation file {path} cannot be read: {error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise AnnotationFormatError(
             f"{path} is not JSON ({error}); it may be cut off, fetch or write it again"
         ) from error
@@ -319,8 +320,8 @@ def _stated_limits(document: Mapping[str, Any], path: Path) -> FrequencyLimits |
     if stated is None:
         return None
     try:
-        limits = FrequencyLimits(int(stated["r"][1]), int(stated["c"][1]))
-    except (KeyError, IndexError, TypeError, ValueError):
+        limits = FrequencyLimits(operator.index(stated["r"][1]), operator.index(stated["c"][1]))
+    except (KeyError, IndexError, TypeError):
         raise AnnotationFormatError(
             f"{path}: info.frequency_limits must look like "
             f'{{"r": [1, 10], "c": [11, 100], "f": [101, null]}}, it is {stated!r}'

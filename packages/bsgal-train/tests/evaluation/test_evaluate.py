@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bsgal_train.errors import AnnotationError, AnnotationFormatError
+from bsgal_train.errors import AnnotationError, AnnotationFormatError, UnknownCategoryError
 from bsgal_train.evaluation import FIXED_AP, LVIS, Protocol, evaluate_lvis
 
 Document = dict[str, Any]
@@ -257,10 +257,10 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("part", "field", "message"),
     [
-        ("images", "neg_category_ids", "image 1 has no list `neg_category_ids`"),
+        ("images", "neg_category_ids", r"no list `neg_category_ids` \(first: image 1\)"),
         ("images", "not_exhaustive_category_ids", "no list `not_exhaustive_category_ids`"),
-        ("categories", "frequency", "category 1 has frequency None"),
-        ("annotations", "area", "annotation 1 has no area"),
+        ("categories", "frequency", "6 of 7 categories have a `frequency`"),
+        ("annotations", "area", "annotation 1 has area None"),
     ],
 )
 def test_annotation_file_without_a_field_is_refused(
@@ -271,19 +271,27 @@ def test_annotation_file_without_a_field_is_refused(
         evaluate_lvis(document, [])
 
 
-@pytest.mark.parametrize("field", ["image_id", "category_id"])
-def test_annotation_of_something_unknown_is_refused(document: Document, field: str) -> None:
+@pytest.mark.parametrize(
+    ("field", "error", "message"),
+    [
+        ("image_id", AnnotationFormatError, "annotation 3 is of image 999"),
+        ("category_id", UnknownCategoryError, "annotation 3 has category 999"),
+    ],
+)
+def test_annotation_of_something_unknown_is_refused(
+    document: Document, field: str, error: type[Exception], message: str
+) -> None:
     document["annotations"][2][field] = 999
-    with pytest.raises(AnnotationFormatError, match=f"annotation 3 has {field} 999"):
+    with pytest.raises(error, match=message):
         evaluate_lvis(document, [])
 
 
 def test_file_without_categories_is_refused(document: Document) -> None:
     del document["categories"]
-    with pytest.raises(AnnotationFormatError, match="has no list `categories`"):
+    with pytest.raises(AnnotationFormatError, match="has no list of objects `categories`"):
         evaluate_lvis(document, [])
 
 
 def test_file_with_an_empty_list_of_categories_is_refused(document: Document) -> None:
-    with pytest.raises(AnnotationFormatError, match="has no category"):
+    with pytest.raises(AnnotationFormatError, match="has no categories"):
         evaluate_lvis({**document, "categories": [], "annotations": []}, [])

@@ -10,13 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bsgal_train._lvis_layout import evaluation_problems
 from bsgal_train.annotations import Frequency, read_lvis_json
-from bsgal_train.errors import AnnotationFormatError
 
 __all__ = ["EvaluatedCategory", "GroundTruth", "Objects", "contains"]
-
-_PARTS = ("images", "annotations", "categories")
-_ANNOTATION_FIELDS = ("image_id", "category_id", "bbox", "area", "segmentation")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +72,17 @@ class GroundTruth:
         """Index an annotation file, given by its path or as the object it holds.
 
         Raises:
-            AnnotationError: The file is missing or cannot be read.
-            AnnotationFormatError: A part or a field that evaluation needs is missing.
+            AnnotationError: The file is missing or cannot be read, or an entry is malformed; the
+                message names the first.
         """
         if isinstance(annotations, Mapping):
             document, where = annotations, "`annotations`"
         else:
             document, where = read_lvis_json(Path(annotations)), str(annotations)
-        for part in _PARTS:
-            if not isinstance(document.get(part), list):
-                raise AnnotationFormatError(f"{where} has no list `{part}`; it must be LVIS v1")
-        if not document["categories"]:
-            raise AnnotationFormatError(f"{where} has no category, so there is nothing to evaluate")
+        for problem in evaluation_problems(document, where):
+            raise problem
         images = {image["id"]: image for image in document["images"]}
         categories = {category["id"]: category for category in document["categories"]}
-        for image in document["images"]:
-            _check_image(image, where)
-        for annotation in document["annotations"]:
-            _check_annotation(annotation, images, categories, where)
         image_ids = np.array(sorted(images), dtype=np.int64)
         category_ids = np.array(sorted(categories), dtype=np.int64)
         objects = _objects(document["annotations"], image_ids, category_ids)
@@ -104,7 +94,7 @@ class GroundTruth:
                 dtype=np.int64,
             ).reshape(-1, 2),
             category_ids=category_ids,
-            categories=_categories(categories, category_ids, objects, where),
+            categories=_categories(categories, category_ids, objects),
             objects=objects,
             judged_pairs=np.union1d(judged, objects.pair),
             unfinished_pairs=_listed_pairs(
@@ -189,9 +179,7 @@ def _categories(
     entries: Mapping[int, Mapping[str, Any]],
     category_ids: npt.NDArray[np.int64],
     objects: Objects,
-    where: str,
 ) -> tuple[EvaluatedCategory, ...]:
-    states_frequency = any("frequency" in entry for entry in entries.values())
     n_categories = len(category_ids)
     n_instances = np.bincount(objects.pair % n_categories, minlength=n_categories)
     n_images = np.bincount(np.unique(objects.pair) % n_categories, minlength=n_categories)
@@ -199,51 +187,9 @@ def _categories(
         EvaluatedCategory(
             category_id=category_id,
             name=entries[category_id]["name"],
-            frequency=_stated_frequency(entries[category_id], states_frequency, where),
+            frequency=entries[category_id].get("frequency"),
             n_images=int(n_images[index]),
             n_instances=int(n_instances[index]),
         )
         for index, category_id in enumerate(category_ids.tolist())
     )
-
-
-def _stated_frequency(
-    category: Mapping[str, Any], states_frequency: bool, where: str
-) -> Frequency | None:
-    if not states_frequency:
-        return None
-    frequency: Frequency | None = category.get("frequency")
-    if frequency not in ("r", "c", "f"):
-        raise AnnotationFormatError(
-            f"{where}: category {category['id']} has frequency {frequency!r}; it must be r, c or "
-            "f, by the number of its training images, or missing from all categories"
-        )
-    return frequency
-
-
-def _check_image(image: Mapping[str, Any], where: str) -> None:
-    for field in ("neg_category_ids", "not_exhaustive_category_ids"):
-        if not isinstance(image.get(field), list):
-            raise AnnotationFormatError(
-                f"{where}: image {image['id']} has no list `{field}`; LVIS evaluation needs to "
-                "know which categories were looked for in each image"
-            )
-
-
-def _check_annotation(
-    annotation: Mapping[str, Any],
-    images: Mapping[int, Any],
-    categories: Mapping[int, Any],
-    where: str,
-) -> None:
-    missing = [field for field in _ANNOTATION_FIELDS if field not in annotation]
-    if missing:
-        raise AnnotationFormatError(
-            f"{where}: annotation {annotation.get('id')} has no {', '.join(missing)}"
-        )
-    for field, known in (("image_id", images), ("category_id", categories)):
-        if annotation[field] not in known:
-            raise AnnotationFormatError(
-                f"{where}: annotation {annotation.get('id')} has {field} {annotation[field]!r}, "
-                "which the file does not list"
-            )
