@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from bsgal_paste import cli
 
@@ -75,6 +76,20 @@ def test_pycocotools_tells_objects_from_the_crowd(composed: Path, content: dict[
         _, nesting = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         n_with_holes += bool((nesting[0, :, 3] >= 0).any())
     assert n_with_holes > 0, "pastes lie inside of the large objects"
+
+
+def test_the_evaluation_of_coco_asks_for_the_objects_only(composed: Path) -> None:
+    coco = COCO(composed / "annotations.json")
+    found = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "score": 0.9,
+         "bbox": a["bbox"], "segmentation": coco.annToRLE(a)}
+        for a in coco.loadAnns(coco.getAnnIds(iscrowd=False))
+    ]  # fmt: skip
+    evaluation = COCOeval(coco, coco.loadRes(found), "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    np.testing.assert_allclose(precision, 1.0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
