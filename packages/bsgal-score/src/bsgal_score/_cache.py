@@ -15,6 +15,7 @@ from torch import Tensor
 from . import ops
 from ._contribution import contribution, cosine
 from ._distributed import agreed, average, averaged_copies, unite
+from ._layout import check_whole
 from ._sketch import CountSketch
 from ._step_model import StepModel
 from ._types import CacheSums, Implementation, TensorMetric
@@ -62,6 +63,7 @@ class GradientCache:
 
     Raises:
         ValueError: If an option is out of range, a pattern matches nothing, or nothing is left.
+        ShardedParameterError: If a parameter is a DTensor, as under FSDP2.
     """
 
     def __init__(
@@ -108,6 +110,8 @@ class GradientCache:
                 f"no parameter to cache: {len(parameters)} were given, {len(left_out)} of them "
                 "excluded, and the rest has requires_grad=False"
             )
+        for name, parameter in self._parameters.items():
+            check_whole(name, parameter)
         self._known_names = frozenset(parameters)
         by_row = _matching("rowwise", rowwise or (), self._parameters)
         for name in by_row:

@@ -18,6 +18,7 @@ from ._contribution import cosine
 from ._curvature import CallRows
 from ._distributed import agreed, any_process
 from ._layer_scores import Reached, gradients, score_layer, step_effects
+from ._layout import check_whole
 from ._recorder import Recorder, record_module, without_parameters
 from ._step_model import StepModel
 from ._unit_index import IGNORED, REFERENCE, IndexedCall, UnitAxis, UnitIndex, index_calls
@@ -110,6 +111,7 @@ class GhostScorer:
         Raises:
             LiveBatchNormError: If one of the modules is a BatchNorm that normalises by its batch.
             ReboundParameterError: If a parameter was replaced since the scorer was made.
+            ShardedParameterError: If it was sharded since.
         """
         for module in self._modules:
             if isinstance(module, _BatchNorm) and (
@@ -120,6 +122,7 @@ class GhostScorer:
                     "other and cannot be told apart; put it into eval mode or use GroupNorm"
                 )
         for module, attribute, parameter, name in self._bound:
+            check_whole(name, module._parameters.get(attribute))
             if module._parameters.get(attribute) is not parameter:
                 raise ReboundParameterError(
                     f"parameter {name!r} was replaced since the scorer was made; make a new cache "

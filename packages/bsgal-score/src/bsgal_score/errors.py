@@ -23,6 +23,10 @@ class ReboundParameterError(RuntimeError):
     """A name is bound to another parameter than when the cache was made."""
 
 
+class ShardedParameterError(ValueError):
+    """A parameter is spread over processes, none of which holds its whole gradient."""
+
+
 class LiveBatchNormError(ValueError):
     """A BatchNorm normalises by its batch, so that units cannot be told apart."""
 
