@@ -27,6 +27,9 @@ TOOLS = ["pytest", "hypothesis", "ruff", "mypy", "packaging", "shapely"]
 # What the packages, and what some of their requirements publish as source archives only, are built
 # with. A new virtual environment has an old setuptools or none.
 BUILD_TOOLS = ["setuptools", "wheel", "hatchling", "editables"]
+# Other readers of annotations, as oracles. Their declared requirements include a second OpenCV; the
+# tests need none of them.
+READERS = ["lvis==0.5.3", "supervision==0.31.2", "pydeprecate==0.13.0", "defusedxml==0.7.1"]
 EXTRAS = {
     "bsgal-generate": "[ray]",
     "bsgal-mask": "[u2net,clip,clipseg,sam]",
@@ -77,8 +80,7 @@ def _environment(session: nox.Session, folder: Path, constraints: Path) -> str:
         for part in ("--editable", f"{ROOT / 'packages' / name}{EXTRAS.get(name, '')}")
     ]
     session.run(*pip, "--no-build-isolation", *editable, external=True)
-    # Its declared requirements include a second OpenCV; the tests need none of them.
-    session.run(*pip, "--no-deps", "lvis==0.5.3", external=True)
+    session.run(*pip, "--no-deps", *READERS, external=True)
     session.run(_program(folder, "bsgal-train"), "setup-detectron2", external=True)
     session.run(_program(folder, "bsgal-mask"), "install-u2netp", external=True)
     stamp.write_text(fingerprint)

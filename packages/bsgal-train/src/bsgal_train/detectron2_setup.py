@@ -46,8 +46,8 @@ SOURCE_ARCHIVE_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0
 RUNTIME_REQUIREMENTS = (
     "fvcore>=0.1.5,<0.1.6",
     "iopath>=0.1.7",
-    "omegaconf>=2.1",
-    "hydra-core>=1.1",
+    "omegaconf>=2.3",
+    "hydra-core>=1.3",
     "yacs>=0.1.8",
     "tabulate",
     "cloudpickle",
