@@ -370,6 +370,17 @@ def test_every_position_belongs_to_the_category_whose_range_holds_it(pool):
         (ValueError, "must be 0-255, got 256", {"label_mask_threshold": 256}),
         (
             TypeError,
+            "`label_mask_threshold` must be an int, got str",
+            {"label_mask_threshold": "1"},
+        ),
+        (TypeError, "`rgba_images` must be a sequence, got int", {"rgba_images": 5}),
+        (TypeError, "`category_ids` must be a sequence, got NoneType", {"category_ids": None}),
+        (TypeError, "`instance_ids` must be a sequence, got str", {"instance_ids": "abc"}),
+        (TypeError, "`instance_ids` must be texts", {"instance_ids": [1, 2, 3]}),
+        (TypeError, "`category_names` must map", {"category_names": {1: 2}}),
+        (ValueError, "`category_ids` must be integers from 0", {"category_ids": [1, 2, 2**70]}),
+        (
+            TypeError,
             r"rgba_images\[0\]` must be a uint8",
             {"rgba_images": [np.ones((2, 2, 4))] * 3},
         ),

@@ -96,12 +96,28 @@ def test_pictures_with_masks_are_cut_out_at_the_largest_part(tmp_path):
         open_xpaste_pool(tmp_path / "pool.json", CATEGORIES).read(0)
 
 
+def test_pairs_that_share_a_picture_are_instances_of_their_own(tmp_path):
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.png")
+    for name, columns in (("m", slice(0, 3)), ("n", slice(4, 8))):
+        mask = np.zeros((6, 8), dtype=np.uint8)
+        mask[:, columns] = 255
+        Image.fromarray(mask).save(tmp_path / f"{name}.png")
+    (tmp_path / "pool.json").write_text(json.dumps({"0": ["a.png|m.png", "a.png|n.png"]}))
+    pool = open_xpaste_pool(tmp_path / "pool.json", CATEGORIES)
+    assert [pool.instance_id(i) for i in range(len(pool))] == ["1/a.png|m.png", "1/a.png|n.png"]
+    assert [pool.read(i).rgba.shape[1] for i in range(2)] == [3, 4]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("{", "not valid JSON"),
         ("[]", "must map class indices"),
         ('{"a": []}', "key 'a': must be a class index"),
+        ('{"' + "9" * 5000 + '": []}', "must be a class index"),
+        ('{"0": ["*a.png|m.png"]}', r"is neither '\*file' nor 'image\|mask'"),
+        ("[" * 100_000, "not valid JSON"),
+        ('{"0": ["*a\\u0000.png"]}', "must be a relative path inside"),
         ('{"3": ["*a.png"]}', "no category 4 in the annotations"),
         ('{"0": ["a.png"]}', r"'a.png' is neither '\*file' nor 'image\|mask'"),
         ('{"0": ["*../a.png"]}', "must be a relative path inside"),
@@ -123,6 +139,12 @@ def test_an_x_paste_index_without_instances_is_empty(tmp_path):
 
 def test_a_pool_in_memory_has_no_x_paste_form(pool, tmp_path):
     with pytest.raises(ValueError, match="instance 'memory-0' has no file"):
+        write_xpaste_json(pool, tmp_path / "pool.json")
+
+
+def test_the_category_0_has_no_x_paste_form(write_pool, tmp_path):
+    pool = InstancePool.open(write_pool([{"category_id": 0}]))
+    with pytest.raises(ValueError, match="no class index for category 0"):
         write_xpaste_json(pool, tmp_path / "pool.json")
 
 

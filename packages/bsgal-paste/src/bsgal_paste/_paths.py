@@ -15,10 +15,13 @@ def as_path(value: str | os.PathLike[str], name: str) -> Path:
     """
     if not isinstance(value, str | os.PathLike):
         raise TypeError(f"`{name}` must be a path, got {type(value).__name__}")
-    path = Path(value)
-    if "\0" in str(path):
-        raise ValueError(f"`{name}` must be a path, got {str(path)!r} with a null character")
-    return path
+    try:
+        encoded = os.fsencode(value)
+    except UnicodeEncodeError:
+        encoded = b"\0"
+    if isinstance(os.fspath(value), bytes) or b"\0" in encoded:
+        raise ValueError(f"`{name}` must be a path, got {value!r}, which no file can be called")
+    return Path(value)
 
 
 def read_file_inside(root: Path, file: str, max_bytes: int) -> bytes:

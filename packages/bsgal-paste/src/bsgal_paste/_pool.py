@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from bsgal_paste._index_file import open_index
 from bsgal_paste._instance_images import ArrayImages, FileImages, InstanceImages
 from bsgal_paste._names import CategoryLike, NameMatcher, category_names, is_category_id
 from bsgal_paste._paths import as_path
-from bsgal_paste._pool_index import PoolIndex, StringTable, read_pool_meta
+from bsgal_paste._pool_index import PoolIndex, PoolRow, read_pool_meta
 from bsgal_paste.errors import EmptyPoolError, NoCommonCategoryError
 
 _log = logging.getLogger(__name__)
@@ -160,40 +160,26 @@ class InstancePool:
             label_mask_threshold: A pixel belongs to the object where alpha >= this, 0-255.
 
         Raises:
-            TypeError: An image is not uint8, or an instance id no text.
+            TypeError: An image is not uint8, an instance id or a name no text, or an argument no
+                sequence.
             ValueError: Lengths differ, an image is not RGBA, ids repeat, or an id or the threshold
                 is out of range.
         """
-        n = len(rgba_images)
-        ids = [f"memory-{i}" for i in range(n)] if instance_ids is None else list(instance_ids)
-        if len(category_ids) != n or len(ids) != n:
-            raise ValueError(
-                f"{n} images need {n} `category_ids` and `instance_ids`, "
-                f"got {len(category_ids)} and {len(ids)}"
-            )
-        if not all(isinstance(i, str) for i in ids):
-            raise TypeError("`instance_ids` must be texts")
-        if len(set(ids)) != n:
-            raise ValueError("`instance_ids` must be unique")
-        if not all(is_category_id(i) for i in category_ids):
-            raise ValueError(f"`category_ids` must be integers from 0 to 2^63 - 1: {category_ids}")
-        if not 0 <= label_mask_threshold <= 255:
-            raise ValueError(f"`label_mask_threshold` must be 0-255, got {label_mask_threshold}")
-        order = sorted(range(n), key=lambda i: (category_ids[i], ids[i]))
-        names = category_names or {}
-        index = PoolIndex(
-            instance_ids=StringTable.of([ids[i] for i in order]),
-            category_ids=np.array([category_ids[i] for i in order], dtype=np.int64),
-            label_mask_thresholds=np.full(n, label_mask_threshold, dtype=np.uint8),
-            files=StringTable.of([""] * n),
-            sizes_wh=np.zeros((n, 2), dtype=np.int32),
-            hashes=np.zeros(n, dtype=np.uint64),
-            lines=np.zeros(n, dtype=np.int32),
-            category_names={c: names.get(c, str(c)) for c in sorted(set(category_ids))},
-            n_dropped=0,
-            manifest_sha256="",
-        )
-        return cls(index, ArrayImages([rgba_images[i] for i in order]), {})
+        names = {} if category_names is None else category_names
+        ids = instance_ids
+        if ids is None and isinstance(rgba_images, Sized):
+            ids = [f"memory-{i}" for i in range(len(rgba_images))]
+        _check_arrays(rgba_images, category_ids, names, ids, label_mask_threshold)
+        assert ids is not None
+        rows = [
+            PoolRow(int(category_id), instance_id, int(label_mask_threshold), line=i)
+            for i, (category_id, instance_id) in enumerate(zip(category_ids, ids, strict=True))
+        ]
+        decimal = {row.category_id: str(row.category_id) for row in rows}
+        index = PoolIndex.of(rows, {**decimal, **names})
+        # In place of lines of a manifest, the sorted index says where each row came from.
+        images = ArrayImages([rgba_images[i] for i in index.lines.tolist()])
+        return cls(index, images, {})
 
     def __len__(self) -> int:
         return self._n_instances
@@ -365,6 +351,37 @@ class InstancePool:
                 f"positions must be 0 .. {len(self) - 1}, got {checked.min()} .. {checked.max()}"
             )
         return checked
+
+
+def _check_arrays(
+    rgba_images: object, category_ids: object, names: object, ids: object, threshold: object
+) -> None:
+    for name, value in (
+        ("rgba_images", rgba_images), ("category_ids", category_ids), ("instance_ids", ids),
+    ):  # fmt: skip
+        if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str | bytes):
+            raise TypeError(f"`{name}` must be a sequence, got {type(value).__name__}")
+    assert isinstance(rgba_images, Sized)
+    assert isinstance(category_ids, Sequence | np.ndarray)
+    assert isinstance(ids, Sequence | np.ndarray)
+    n = len(rgba_images)
+    if len(category_ids) != n or len(ids) != n:
+        raise ValueError(
+            f"{n} images need {n} `category_ids` and `instance_ids`, "
+            f"got {len(category_ids)} and {len(ids)}"
+        )
+    if not all(isinstance(i, str) for i in ids):
+        raise TypeError("`instance_ids` must be texts")
+    if len(set(ids)) != n:
+        raise ValueError("`instance_ids` must be unique")
+    if not all(is_category_id(i) for i in category_ids):
+        raise ValueError(f"`category_ids` must be integers from 0 to 2^63 - 1: {category_ids}")
+    if not isinstance(names, Mapping) or not all(isinstance(v, str) for v in names.values()):
+        raise TypeError("`category_names` must map category ids to texts")
+    if not isinstance(threshold, int | np.integer):
+        raise TypeError(f"`label_mask_threshold` must be an int, got {type(threshold).__name__}")
+    if not 0 <= threshold <= 255:
+        raise ValueError(f"`label_mask_threshold` must be 0-255, got {threshold}")
 
 
 def _some(names: Iterable[str], limit: int = 8) -> str:

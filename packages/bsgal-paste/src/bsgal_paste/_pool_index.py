@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ class StringTable:
     def of(cls, strings: Sequence[str]) -> StringTable:
         """Pack the strings."""
         # A name on a disk may hold bytes that are no UTF-8, which Python keeps as surrogates.
-        encoded = [string.encode(errors="surrogateescape") for string in strings]
+        encoded = [string.encode(errors="surrogatepass") for string in strings]
         ends = np.cumsum([len(string) for string in encoded], dtype=np.int64)
         return cls(np.frombuffer(b"".join(encoded), dtype=np.uint8), ends)
 
@@ -45,7 +45,19 @@ class StringTable:
 
     def __getitem__(self, index: int) -> str:
         start = int(self.ends[index - 1]) if index else 0
-        return self.data[start : int(self.ends[index])].tobytes().decode(errors="surrogateescape")
+        return self.data[start : int(self.ends[index])].tobytes().decode(errors="surrogatepass")
+
+
+class PoolRow(NamedTuple):
+    """Hold what a pool needs of one instance's row, in the order that rows are sorted by."""
+
+    category_id: int
+    instance_id: str
+    label_mask_threshold: int = 128
+    file: str = ""
+    size_wh: tuple[int, int] = (0, 0)
+    hash: int = 0
+    line: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +81,32 @@ class PoolIndex:
     category_names: dict[int, str]
     n_dropped: int
     manifest_sha256: str
+
+    @classmethod
+    def of(
+        cls,
+        rows: Iterable[PoolRow],
+        names: Mapping[int, str],
+        *,
+        n_dropped: int = 0,
+        manifest_sha256: str = "",
+    ) -> PoolIndex:
+        """Pack rows, in any order, and the names of at least their categories."""
+        kept = sorted(rows)
+        return cls(
+            instance_ids=StringTable.of([row.instance_id for row in kept]),
+            category_ids=np.array([row.category_id for row in kept], dtype=np.int64),
+            label_mask_thresholds=np.array(
+                [row.label_mask_threshold for row in kept], dtype=np.uint8
+            ),
+            files=StringTable.of([row.file for row in kept]),
+            sizes_wh=np.array([row.size_wh for row in kept], dtype=np.int32).reshape(-1, 2),
+            hashes=np.array([row.hash for row in kept], dtype=np.uint64),
+            lines=np.array([row.line for row in kept], dtype=np.int32),
+            category_names={i: names[i] for i in sorted({row.category_id for row in kept})},
+            n_dropped=n_dropped,
+            manifest_sha256=manifest_sha256,
+        )
 
 
 def read_pool_meta(root: Path) -> dict[str, Any]:
@@ -118,32 +156,10 @@ def read_pool_index(manifest: Path) -> PoolIndex:
                 f"but an earlier row calls it {names[row.category_id]!r}"
             )
         rows[row.instance_id] = row
-    kept = sorted(row for row in rows.values() if row is not None)
-    used = {row.category_id for row in kept}
-    return PoolIndex(
-        instance_ids=StringTable.of([row.instance_id for row in kept]),
-        category_ids=np.array([row.category_id for row in kept], dtype=np.int64),
-        label_mask_thresholds=np.array([row.label_mask_threshold for row in kept], dtype=np.uint8),
-        files=StringTable.of([row.file for row in kept]),
-        sizes_wh=np.array([row.size_wh for row in kept], dtype=np.int32).reshape(-1, 2),
-        hashes=np.array([row.hash for row in kept], dtype=np.uint64),
-        lines=np.array([row.line for row in kept], dtype=np.int32),
-        category_names={key: names[key] for key in sorted(used)},
-        n_dropped=len(rows) - len(kept),
-        manifest_sha256=digest.hexdigest(),
+    kept = [row for row in rows.values() if row is not None]
+    return PoolIndex.of(
+        kept, names, n_dropped=len(rows) - len(kept), manifest_sha256=digest.hexdigest()
     )
-
-
-class PoolRow(NamedTuple):
-    """Hold what a pool needs of a manifest's row, in the order that rows are sorted by."""
-
-    category_id: int
-    instance_id: str
-    label_mask_threshold: int
-    file: str
-    size_wh: tuple[int, int]
-    hash: int
-    line: int
 
 
 def checked_row(fields: dict[str, Any], line: int, where: str) -> PoolRow:

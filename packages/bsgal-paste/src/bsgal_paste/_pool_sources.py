@@ -6,11 +6,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from bsgal_paste._instance_images import AnnotatedObjects, FileImages
 from bsgal_paste._lvis import load_lvis
@@ -18,13 +16,10 @@ from bsgal_paste._manifest import parse_json, write_atomically
 from bsgal_paste._names import CategoryLike, category_names
 from bsgal_paste._paths import as_path
 from bsgal_paste._pool import DEFAULT_MAX_IMAGE_PIXELS, InstancePool
-from bsgal_paste._pool_index import PoolIndex, StringTable, safe_relative_path
+from bsgal_paste._pool_index import PoolIndex, PoolRow, safe_relative_path
 from bsgal_paste.errors import EmptyPoolError, PoolFormatError
 
 _CLASS_INDEX = re.compile("[0-9]{1,18}")
-
-# Id, category id and file (or nothing) of an instance.
-_Row = tuple[int, str, str]
 
 
 def open_folder_pool(
@@ -48,7 +43,7 @@ def open_folder_pool(
         raise FileNotFoundError(f"there is no folder {root}")
     names = sorted(entry.name for entry in root.iterdir() if any(entry.glob("*.png")))
     rows = [
-        (category_id, f"{name}/{file.stem}", f"{name}/{file.name}")
+        PoolRow(category_id, f"{name}/{file.stem}", file=f"{name}/{file.name}")
         for category_id, name in enumerate(names, start=1)
         for file in sorted((root / name).glob("*.png"))
     ]
@@ -57,7 +52,7 @@ def open_folder_pool(
             f"{root} has no folder with PNG files; there must be one folder per category, "
             "called by its name"
         )
-    index = _index(rows, dict(enumerate(names, start=1)), [0] * len(rows))
+    index = PoolIndex.of(rows, dict(enumerate(names, start=1)))
     images = FileImages(root, index, max_image_pixels, ".")
     return InstancePool(index, images, {"source": {"folder": str(root)}})
 
@@ -98,7 +93,7 @@ def open_xpaste_pool(
     if not isinstance(listed, dict):
         raise PoolFormatError(f"{source} must map class indices to lists of files")
     known = {category.category_id: category.name for category in category_names(categories)}
-    rows: list[_Row] = []
+    rows: dict[str, PoolRow] = {}
     names: dict[int, str] = {}
     for key, files in listed.items():
         if not _CLASS_INDEX.fullmatch(key) or not isinstance(files, list):
@@ -115,12 +110,13 @@ def open_xpaste_pool(
                 raise PoolFormatError(f"{where}: {entry!r} is neither '*file' nor 'image|mask'")
             parts = [_inside(part, root, where) for part in entry.removeprefix("*").split("|")]
             files_of_entry = "|".join(parts)
-            rows.append((category_id, f"{category_id}/{files_of_entry}", files_of_entry))
+            instance_id = f"{category_id}/{files_of_entry}"
+            rows[instance_id] = PoolRow(category_id, instance_id, file=files_of_entry)
             names[category_id] = known[category_id]
     if not rows:
         raise EmptyPoolError(f"{source} lists no instance")
     digest = hashlib.sha256(content).hexdigest()
-    index = _index(rows, names, [0] * len(rows), digest)
+    index = PoolIndex.of(rows.values(), names, manifest_sha256=digest)
     images = FileImages(root, index, max_image_pixels, str(source.resolve()))
     return InstancePool(index, images, {"source": {"xpaste": str(source), "sha256": digest}})
 
@@ -167,10 +163,12 @@ def write_xpaste_json(pool: InstancePool, path: str | Path) -> None:
 
     Raises:
         ValueError: The instances have no files, because the pool is in memory or made of an
-            annotation file.
+            annotation file; or a category has the id 0, for which there is no class index.
     """
     listed: dict[str, list[str]] = {}
     for category_id in pool.category_ids.tolist():
+        if category_id < 1:
+            raise ValueError(f"X-Paste has no class index for category {category_id}; ids from 1")
         entries = []
         for position in pool.positions_of(category_id):
             file = pool.file(position)
@@ -182,7 +180,7 @@ def write_xpaste_json(pool: InstancePool, path: str | Path) -> None:
             absolute = "|".join(str(Path(part).resolve()) for part in file.split("|"))
             entries.append(absolute if "|" in absolute else f"*{absolute}")
         listed[str(category_id - 1)] = entries
-    write_atomically(Path(path), json.dumps(listed, indent=0).encode())
+    write_atomically(as_path(path, "path"), json.dumps(listed, indent=0).encode())
 
 
 def lvis_pool(
@@ -204,6 +202,7 @@ def lvis_pool(
         AnnotationError: The file is no LVIS JSON.
         EmptyPoolError: No annotation is left.
     """
+    root = as_path(image_root, "image_root")
     content = load_lvis(lvis)
     images = {image["id"]: image for image in content.images}
     usable = [
@@ -217,13 +216,16 @@ def lvis_pool(
         raise EmptyPoolError(
             f"no annotation has a mask of at least {min_area_px} px (`min_area_px`)"
         )
-    rows = [(int(a["category_id"]), f"annotation-{a['id']}", "") for a in usable]
+    rows = [
+        PoolRow(int(annotation["category_id"]), f"annotation-{annotation['id']}", line=i)
+        for i, annotation in enumerate(usable)
+    ]
     names = {int(category["id"]): str(category["name"]) for category in content.categories}
     digest = hashlib.sha256(json.dumps(content.raw, sort_keys=True).encode()).hexdigest()
-    index = _index(rows, names, list(range(len(rows))), digest)
+    index = PoolIndex.of(rows, names, manifest_sha256=digest)
     # The index is sorted and says, in place of manifest lines, where each row came from.
     entries = [(images[usable[i]["image_id"]], usable[i]) for i in index.lines.tolist()]
-    objects = AnnotatedObjects(entries, index, Path(image_root))
+    objects = AnnotatedObjects(entries, index, root)
     return InstancePool(index, objects, {"source": {"annotations_sha256": digest}})
 
 
@@ -248,24 +250,3 @@ def _inside(file: str, root: Path, where: str) -> str:
             )
         path = path.relative_to(root)
     return safe_relative_path(path.as_posix(), where)
-
-
-def _index(
-    rows: Sequence[_Row], names: Mapping[int, str], lines: Sequence[int], digest: str = ""
-) -> PoolIndex:
-    """Build an index; of several rows with one id the last counts."""
-    order = sorted({row[1]: i for i, row in enumerate(rows)}.values(), key=lambda i: rows[i][:2])
-    kept = [rows[i] for i in order]
-    used = sorted({row[0] for row in kept})
-    return PoolIndex(
-        instance_ids=StringTable.of([row[1] for row in kept]),
-        category_ids=np.array([row[0] for row in kept], dtype=np.int64),
-        label_mask_thresholds=np.full(len(kept), 128, dtype=np.uint8),
-        files=StringTable.of([row[2] for row in kept]),
-        sizes_wh=np.zeros((len(kept), 2), dtype=np.int32),
-        hashes=np.zeros(len(kept), dtype=np.uint64),
-        lines=np.array([lines[i] for i in order], dtype=np.int32),
-        category_names={category_id: names[category_id] for category_id in used},
-        n_dropped=0,
-        manifest_sha256=digest,
-    )
