@@ -132,6 +132,7 @@ def test_a_pool_without_kept_rows_is_an_error(write_pool):
         ({"bbox_xywh": [0, 0, 24.5, 20]}, "line 2: bbox_xywh must be 4 whole numbers"),
         ({"bbox_xywh": [0, 0, 1e400, 20]}, "line 2: (not valid JSON|bbox_xywh must be)"),
         ({"sha256": "0" * 63}, "line 2: sha256 must be 64 hexadecimal digits or null"),
+        ({"status": "dropped"}, "line 2: file must be null in a dropped row"),
         ({"status": "dropped", "category_id": None}, "line 2: category_id must be int"),
     ],
 )

@@ -163,7 +163,7 @@ def read_pool_index(manifest: Path) -> PoolIndex:
 
 
 def checked_row(fields: dict[str, Any], line: int, where: str) -> PoolRow:
-    """Check a row against the schema of pool manifests; a dropped one may lack its file.
+    """Check a row against the schema of pool manifests; a dropped one names no file.
 
     Raises:
         PoolFormatError: A field is missing or wrong; the message names it and what it must be.
@@ -180,7 +180,9 @@ def checked_row(fields: dict[str, Any], line: int, where: str) -> PoolRow:
     require("category_id", is_category_id(category_id), "int, 0 to 2^63 - 1")
     require("category_name", _is_text(get("category_name")), "str and not empty")
     file = get("file")
-    if status == "kept" or file is not None:
+    if status == "dropped":
+        require("file", file is None, "null in a dropped row")
+    else:
         require("file", _is_text(file), "str and not empty")
         safe_relative_path(file, where)
         if _PLACED_BY_IDS.fullmatch(file):
