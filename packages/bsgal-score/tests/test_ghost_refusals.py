@@ -317,3 +317,35 @@ def test_model_and_scorer_may_be_copied_together():
             found.append(own_scorer.score(own_model(rows).square().sum(), INDEX))
     assert found[0].contributions() == found[1].contributions()
     assert found[0].coverage == 1.0
+
+
+def test_an_attention_is_named_with_its_last_layer():
+    model = nn.TransformerEncoderLayer(8, 2, 16)
+    cache = GradientCache(model.named_parameters(), decay=0.0)
+    with pytest.raises(UnsupportedLayerError) as caught:
+        GhostScorer(model, cache)
+    for name in cache.names:
+        is_named = f"{name!r} belongs to a MultiheadAttention" in str(caught.value)
+        assert is_named == name.startswith("self_attn")
+    assert "self_attn.out_proj.weight" not in GhostScorer(model, cache, other_layers="skip").names
+
+
+def test_where_all_is_skipped_the_reasons_are_given():
+    model = Halves(8, 8, bias=False)
+    cache = GradientCache(model.named_parameters(), decay=0.0)
+    with GhostScorer(model, cache, other_layers="skip") as scorer:
+        loss = model(torch.randn(N_ROWS, 8)).sum()
+        with pytest.raises(UnsupportedLayerError, match="all was skipped: 'weight' cannot be sc"):
+            scorer.score(loss, INDEX)
+
+
+def test_a_loss_from_before_the_block_is_given_as_the_reason():
+    model = nn.Linear(8, 2)
+    cache = GradientCache(model.named_parameters(), decay=0.0)
+    rows = torch.randn(N_ROWS, 8)
+    before = model(rows).sum()
+    with (
+        GhostScorer(model, cache) as scorer,
+        pytest.raises(ValueError, match=r"depend on \['bias', 'weight'\], by calls before"),
+    ):
+        scorer.score(before, INDEX)

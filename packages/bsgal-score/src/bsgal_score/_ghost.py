@@ -228,14 +228,21 @@ class GhostScorer:
         watched: dict[str, Tensor] = {}
         exact: dict[nn.Module, dict[str, str]] = defaultdict(dict)
         others: dict[str, str] = {}
+        # An attention that is not scored reads the weights of its last layer and never calls it.
+        uncalled: dict[nn.Module, nn.Module] = {
+            module.out_proj: module
+            for module, *_ in self._bound
+            if isinstance(module, nn.MultiheadAttention)
+        }
         for module, attribute, parameter, name in self._bound:
-            if isinstance(module, _SUPPORTED_MODULES):
+            owner = uncalled.get(module, module)
+            if isinstance(owner, _SUPPORTED_MODULES):
                 watched[name] = parameter
             elif self.other_layers == "exact":
                 watched[name] = parameter
                 exact[module][attribute] = name
             else:
-                others[name] = type(module).__name__
+                others[name] = type(owner).__name__
         if others and self.other_layers == "error":
             listed = ", ".join(f"{name!r} belongs to a {kind}" for name, kind in others.items())
             raise UnsupportedLayerError(
@@ -250,7 +257,7 @@ class GhostScorer:
         """Return the calls to score with their indices; raise unless they are all there is."""
         recorder = self._recorder
         if not recorder.calls and not recorder.saw_parameters:
-            raise ValueError(self._why_nothing_was_recorded())
+            raise ValueError(self._why_nothing_was_recorded(loss))
         unsupported = recorder.unrecorded(loss)
         self._raise_on(unsupported)
         calls = without_parameters(recorder.calls, unsupported)
@@ -259,8 +266,10 @@ class GhostScorer:
         indexed = [one for one in indexed if without.keys().isdisjoint(one.call.names.values())]
         skipped = unsupported.keys() | without.keys()
         self.names = tuple(name for name in self._watched if name not in skipped)
+        if not indexed and skipped:
+            raise UnsupportedLayerError(f"all was skipped: {_listed(unsupported | without)}")
         if not indexed:
-            raise ValueError(self._why_nothing_was_recorded())
+            raise ValueError(self._why_nothing_was_recorded(loss))
         layers: dict[str, frozenset[str]] = {}
         for one in indexed:
             layer = frozenset(one.call.names.values())
@@ -274,13 +283,12 @@ class GhostScorer:
 
     def _raise_on(self, unsupported: Mapping[str, str]) -> None:
         if unsupported and self.other_layers != "skip":
-            listed = "; ".join(f"{n!r} cannot be scored: {why}" for n, why in unsupported.items())
             raise UnsupportedLayerError(
-                f"{listed}; pass other_layers='skip', or exclude from the cache what cannot be "
-                "scored"
+                f"{_listed(unsupported)}; pass other_layers='skip', or exclude from the cache what "
+                "cannot be scored"
             )
 
-    def _why_nothing_was_recorded(self) -> str:
+    def _why_nothing_was_recorded(self, loss: Tensor) -> str:
         message = (
             "no call was recorded: run the forward pass inside `with scorer:`, with gradients "
             "enabled, and call `score` before the block ends"
@@ -291,6 +299,11 @@ class GhostScorer:
                 "parameters than the cache's. Parameters are known as objects, and a module that "
                 "was copied (deepcopy), unpickled, sharded (FSDP) or called with other tensors "
                 "(functional_call) has others: make cache and scorer from the module that runs"
+            )
+        elif used := self._recorder.unrecorded(loss):
+            message += (
+                f"; the loss does depend on {sorted(used)}, by calls before the block, or in "
+                "TorchScript, which cannot be watched"
             )
         return message
 
@@ -360,6 +373,10 @@ class GhostScorer:
             return 0.0
         sums = ops.cache_update_dot(list(tensors.values()), None, None, impl=self.impl)
         return float(sums.cache_sqnorm)
+
+
+def _listed(unsupported: Mapping[str, str]) -> str:
+    return "; ".join(f"{name!r} cannot be scored: {why}" for name, why in unsupported.items())
 
 
 def _checked_n_units(calls: Sequence[IndexedCall], n_units: int | None) -> int:
