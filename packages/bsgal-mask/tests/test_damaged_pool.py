@@ -68,7 +68,7 @@ def test_a_rerun_makes_a_damaged_instance_again_and_says_so(images, pool, make_s
     assert (summary.n_kept, summary.n_dropped) == (2, 1)
     assert stub.n_segmented == 1
     assert files_of(pool) == whole
-    assert "1 kept instance is damaged and made again: a (" in caplog.text
+    assert "1 instance is damaged and made again: a (" in caplog.text
 
 
 def test_a_whole_pool_is_left_alone_without_a_word(images, pool, make_stub, caplog):
@@ -188,6 +188,18 @@ def test_an_image_that_waits_for_its_category_is_made_again_too(
     assert build_pool(images, pool, **settings).n_kept == 1
     assert files_of(pool) == files_of(tmp_path / "expected")
     assert not verify_pool(pool).damaged
+
+
+def test_a_dropped_row_that_is_another_images_is_made_again(
+    make_image_set, make_stub, drawn, tmp_path
+):
+    images = make_image_set({"empty": np.full_like(drawn("disc")[0], 200)})
+    build_pool(images, tmp_path / "pool", methods=[make_stub()])
+    manifest = tmp_path / "pool/manifest.jsonl"
+    row = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(row | {"category_id": 8}) + "\n")
+    build_pool(images, tmp_path / "pool", methods=[make_stub()])
+    assert json.loads(manifest.read_text().splitlines()[-1]) == row
 
 
 def test_a_row_follows_a_change_of_its_images_status(images, pool, make_stub, manifest_of):

@@ -210,6 +210,24 @@ def test_a_dropped_row_names_its_reason_and_no_file(pool):
         (pool / "manifest.jsonl").write_text("".join(text[:2]))
 
 
+@pytest.mark.parametrize("field", ["method", "agreement", "file", "reason", "scores", "status"])
+def test_a_field_of_a_pool_row_that_is_missing_is_named(pool, field):
+    lines = (pool / "manifest.jsonl").read_text().splitlines()
+    for line in lines:
+        row = json.loads(line)
+        del row[field]
+        (pool / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+        with pytest.raises(PoolError, match=f"line 1: {field!r} must be"):
+            summarise_pool(pool)
+
+
+def test_a_dropped_row_with_a_hash_has_a_box(pool):
+    row = json.loads((pool / "manifest.jsonl").read_text().splitlines()[1]) | {"sha256": "0" * 64}
+    (pool / "manifest.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(PoolError, match="line 1: 'bbox_xywh' must be"):
+        summarise_pool(pool)
+
+
 def test_rows_of_the_first_version_are_read(pool):
     lines = (pool / "manifest.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]

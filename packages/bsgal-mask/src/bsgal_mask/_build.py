@@ -175,15 +175,16 @@ def _open_sources(
 
 
 def _damages(root: Path, sources: Sequence[ImageRow], rows: Mapping[str, Row]) -> dict[str, str]:
-    """Return what is wrong with kept instances, by id: with their files, or with their rows."""
+    """Return what is wrong with instances, by id: with their rows, or with kept ones' files."""
     damages = {}
     for source in sources:
         row = rows.get(source.sample_id)
-        if row is None or row["status"] == "dropped":
+        if row is None:
             continue
         differing = [key for key in _COPIED if row[key] != getattr(source, key)]
         damage = f"its {differing[0]} is not the image's" if differing else None
-        damage = damage or damage_of(root, row)
+        if damage is None and row["status"] == "kept":
+            damage = damage_of(root, row)
         if damage is not None:
             damages[source.sample_id] = damage
     return damages
@@ -195,7 +196,7 @@ def _log_damages(damages: Mapping[str, str]) -> None:
     what = "instance is" if len(damages) == 1 else "instances are"
     named = "; ".join(f"{key} ({why})" for key, why in itertools.islice(damages.items(), 3))
     rest = "; ..." if len(damages) > 3 else ""
-    _LOGGER.warning("%d kept %s damaged and made again: %s%s", len(damages), what, named, rest)
+    _LOGGER.warning("%d %s damaged and made again: %s%s", len(damages), what, named, rest)
 
 
 def _cut_batch(

@@ -18,6 +18,8 @@ _NULLABLE = (
     "file", "method", "agreement", "clip_score", "clip_similarity", "area_frac", "bbox_xywh",
     "reason", "sha256",
 )  # fmt: skip
+# Fields that rows of 0.1.0 lack.
+_ADDED = ("clip_similarity",)
 # Room for the rounding of a product of unit vectors.
 _COSINE = 1.001
 # A PNG's signature, and the length and name of its first chunk; width, height, 8 bits, RGBA follow.
@@ -71,6 +73,9 @@ def read_pool_rows(root: Path) -> dict[str, Row]:
 
 def _check_row(fields: Fields) -> None:
     """Raise `ValueError` unless a row is as the README describes it."""
+    missing = [key for key in _NULLABLE if key not in fields.row and key not in _ADDED]
+    if missing:
+        raise fields.refused(missing[0], "there, null where it has no value")
     instance_id = fields.file_name("instance_id")
     if fields.text("sample_id") != instance_id:
         raise fields.refused("sample_id", f"{instance_id!r}, as `instance_id` is")
@@ -94,10 +99,11 @@ def _check_row(fields: Fields) -> None:
         fields.number("area_frac", 0, 1)
         if fields.text("file") != file_of(fields.row):
             raise fields.refused("file", f"{file_of(fields.row)!r}, after its ids")
-    if is_kept or not fields.is_null("bbox_xywh"):
-        fields.box_xywh("bbox_xywh")
-    if is_kept or not fields.is_null("sha256"):
+    has_file = is_kept or not fields.is_null("sha256")
+    if has_file:
         fields.sha256("sha256")
+    if has_file or not fields.is_null("bbox_xywh"):
+        fields.box_xywh("bbox_xywh")
     if is_kept != fields.is_null("reason"):
         raise fields.refused("reason", "null in a kept row and text in a dropped one")
     if not is_kept:
