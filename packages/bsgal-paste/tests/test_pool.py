@@ -168,7 +168,19 @@ def test_a_malformed_meta_file_is_named(write_pool, content):
 
 
 @pytest.mark.parametrize(
-    "file", ["/etc/x.png", "a/../../x.png", "..", "C:\\x.png", "\\\\host\\x", ""]
+    "file",
+    [
+        "/etc/x.png",
+        "a/../../x.png",
+        "..",
+        "C:\\x.png",
+        "C:x.png",
+        "\\\\host\\x",
+        "a\\..\\..\\x",
+        "",
+        ".",
+        "./",
+    ],
 )
 def test_paths_that_leave_the_pool_are_refused(file):
     with pytest.raises(PoolFormatError, match="relative path inside the pool"):

@@ -11,7 +11,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -245,8 +245,9 @@ def safe_relative_path(file: str, where: str) -> str:
     Raises:
         PoolFormatError: It does not.
     """
-    parts = PurePosixPath(file).parts
-    leaves = not parts or ".." in parts or parts[0] == "/" or PureWindowsPath(file).anchor
+    # By hand: pathlib takes a third of the time of reading a manifest.
+    parts = set(file.replace("\\", "/").split("/"))
+    leaves = ".." in parts or parts <= {"", "."} or file[0] in "/\\" or file[1:2] == ":"
     if leaves or any(character in file for character in "\0|\\"):
         raise PoolFormatError(
             f"{where}: file {_shown(file)} must be a relative path inside the pool's folder, "
