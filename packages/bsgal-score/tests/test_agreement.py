@@ -14,7 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from bsgal_score import ClassRowScorer, GradientCache, joint_sketched_contribution
+from bsgal_score import (
+    ClassRowScorer,
+    GhostScorer,
+    GradientCache,
+    StepModel,
+    joint_sketched_contribution,
+)
 
 pytestmark = pytest.mark.skipif(
     not (dist.is_available() and dist.is_gloo_available()), reason="needs gloo"
@@ -46,6 +52,27 @@ def class_rows(index, classes, value=1.0):
         loss = classifier(torch.full((4, 3), value)).square().sum()
         scorer.score(loss, index, classes, torch.tensor([True, True]), group=dist.group.WORLD)
     return float(scorer.rows.norm())
+
+
+def units(*, index=(-1, -1, 0, 0), value=1.0, transposed=False, curvature=False):
+    """Score units against a shared cache; return its norm."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 3, bias=False)
+    cache = GradientCache(model.named_parameters(), decay=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    step = StepModel(optimizer, curvature="diagonal") if curvature else None
+    rows = torch.full((4, 3), value)
+    with GhostScorer(model, cache) as scorer:
+        outputs = rows @ model.weight if transposed else model(rows)
+        try:
+            scorer.score(
+                outputs.square().sum(), torch.tensor(index), step=step, group=dist.group.WORLD
+            )
+        except Exception:
+            assert cache.n_updates == 0
+            assert step is None or step.curvature.n_updates == 0
+            raise
+    return cache.norm()
 
 
 def good_index():
@@ -90,6 +117,12 @@ def cases(rank):
         "class rows, nonfinite": lambda: class_rows(
             good_index(), good_classes(), 1.0 if first else math.inf
         ),
+        "units, not recorded": lambda: units(transposed=not first),
+        "units, nonfinite": lambda: units(value=1.0 if first else math.inf),
+        # Finite gradients, whose squares are not.
+        "units, curvature": lambda: units(value=1.0 if first else 1e15, curvature=True),
+        "units, short index": lambda: units(index=(-1, -1, 0, 0)[: 4 if first else 3]),
+        "units, no reference": lambda: units(index=(-1, -1, 0, 0) if first else (0, 0, 0, 0)),
         "all is well": cached(good),
     }
 
@@ -135,6 +168,9 @@ ERRORS = {
     "wrong shape, row-wise": ("GradientMismatchError", "must have shape (2, 3)"),
     "unknown name": ("GradientMismatchError", "'other' belongs to no parameter"),
     "class rows, nonfinite": ("NonFiniteGradientError", "classes [2, 3]"),
+    "units, not recorded": ("UnsupportedLayerError", "'weight' cannot be scored"),
+    "units, nonfinite": ("NonFiniteGradientError", "'weight' holds 9 NaN"),
+    "units, curvature": ("NonFiniteGradientError", "a curvature with NaN or Inf"),
 }
 # What is no error of this package's own is another one elsewhere.
 OTHER_ERRORS = {
@@ -144,6 +180,7 @@ OTHER_ERRORS = {
     "sketches": "ValueError: `candidate_sketch` must have the shape (32,)",
     "class rows, short index": "ValueError: `unit_index` must be int64",
     "class rows, bad class": "ValueError: `unit_classes` must lie in [0, 5)",
+    "units, short index": "ValueError: `unit_index` must be int64",
 }
 
 
@@ -165,8 +202,14 @@ def test_a_process_without_gradients_counts_as_zeros(found):
     assert [one["missing, row-wise"] for one in found] == [0.25, 0.25]
 
 
+def test_a_process_without_reference_rows_shares_the_cache(found):
+    norms = [one["units, no reference"] for one in found]
+    assert norms[0] == norms[1] > 0
+
+
 def test_the_processes_go_on_together_after_all_these_errors(found):
-    assert {*ERRORS, *OTHER_ERRORS, "missing", "missing, row-wise"} == {*found[0]} - {"all is well"}
+    missing = {"missing", "missing, row-wise", "units, no reference"}
+    assert {*ERRORS, *OTHER_ERRORS, *missing} == {*found[0]} - {"all is well"}
     assert [one["all is well"] for one in found] == [0.5, 0.5]
 
 
