@@ -18,9 +18,10 @@ from bsgal_train.data.loaders import (
 from bsgal_train.data.mapper import TrainingMapper
 from bsgal_train.data.reference import ClassMatchedReference
 from bsgal_train.data.sampler import RepeatFactorSampler, compute_repeat_factors
-from bsgal_train.data.samples import PastedInstance, TrainingSample
+from bsgal_train.data.samples import REAL, PastedInstance, TrainingSample
 
 __all__ = [
+    "REAL",
     "ClassMatchedReference",
     "CropWindow",
     "PastedInstance",
