@@ -58,7 +58,8 @@ def test_cited_files_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["bsgal_train.data.REAL", "bsgal_train.nowhere", "bsgal_train.recipe.Recipe.nothing"]
+    "name",
+    ["bsgal_train.data.crop_masks", "bsgal_train.nowhere", "bsgal_train.recipe.Recipe.nothing"],
 )
 def test_a_name_that_is_not_there_is_found_out(name: str) -> None:
     assert exists("bsgal_train.recipe.Recipe.override")
