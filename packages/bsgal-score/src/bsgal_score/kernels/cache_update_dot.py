@@ -149,7 +149,8 @@ def _cache_update_dot_kernel(
     """Sum up one chunk of one tensor.
 
     Global traffic per element, fp32, the floor for what is computed: 16 bytes for update and score
-    (read c, g, k, write c), 12 for the update alone, 8 for the score alone; 4 more with a metric.
+    (read c, g, k, write c), 12 for the update alone, 8 for the score alone; 4 more with a metric,
+    and 4 more with row decay, which come from the L1 cache: every element reads its row's weight.
     """
     chunk = tl.program_id(0).to(tl.int64)
     tensor = tl.load(chunks_ptr + chunk * 2)

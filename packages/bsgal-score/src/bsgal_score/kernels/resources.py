@@ -10,7 +10,8 @@ import json
 import re
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ class Resources:
     load_bits: int
     """Width of the widest global loads, those of whole blocks."""
     bytes_per_element: float | None
-    """Global bytes of the widest loads and stores per element of a whole block; None for products
-    of matrices, whose tiles are read again and again."""
+    """Global bytes of all loads and stores, wide or narrow, per element of a block; None for
+    products of matrices, whose tiles are read again and again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +56,11 @@ class _Variant:
     signature: dict[str, str]
     constants: dict[str, Any]
     n_warps: int
-    one_block: dict[str, Any] | None = None
-    """Changes that leave one block to a program: then no loop hides how often a load runs."""
-    n_elements: int = 0
-    """Elements of that block."""
+    one_block: Mapping[int, dict[str, Any]] = field(default_factory=dict)
+    """Changes that leave one block of some elements to a program, for two numbers of elements:
+    then no loop hides how often a load runs, and what does not depend on them cancels out."""
     partial_bytes: int = 0
-    """Bytes of partial sums that a program writes once, however many blocks it takes."""
+    """Bytes of partial sums per element that a program writes once, whatever blocks it takes."""
     n_blocks: int = 1
     """Blocks that a program takes."""
 
@@ -99,9 +99,10 @@ def variants() -> list[_Variant]:
                     "new_weight": "fp32",
                 },
                 constants=constants,
-                one_block={"CHUNK": cache_update_dot.BLOCK},
+                one_block={
+                    n: {"CHUNK": n, "BLOCK": n} for n in _block_sizes(cache_update_dot.BLOCK)
+                },
                 n_warps=cache_update_dot.N_WARPS,
-                n_elements=cache_update_dot.BLOCK,
             )
         )
     return [*found, *_matrix_variants(), *_sketch_variants()]
@@ -131,10 +132,9 @@ def _sketch_variants() -> list[_Variant]:
                 "TILE": sketch.TILE,
                 "BLOCKS_PER_PROGRAM": sketch.BLOCKS_PER_PROGRAM,
             },
-            one_block={"BLOCKS_PER_PROGRAM": 1},
+            one_block={n: {"BLOCKS_PER_PROGRAM": 1, "TILE": n} for n in _block_sizes(sketch.TILE)},
             n_warps=sketch.N_WARPS,
-            n_elements=sketch.TILE,
-            partial_bytes=4 * 4 * sketch.TILE,
+            partial_bytes=4 * 4,
             n_blocks=sketch.BLOCKS_PER_PROGRAM,
         )
         for name, update in (("sketch", False), ("cache_update_sketch", True))
@@ -178,19 +178,10 @@ def measure(variant: _Variant, target_name: str) -> Resources:
     """Compile one variant for one target and read its machine code."""
     target = TARGETS[target_name]
     shipped = _compile(variant, target, variant.constants)
-    one_block = shipped
-    if variant.one_block is not None:
-        one_block = _compile(variant, target, variant.constants | variant.one_block)
-    accesses = _accesses(one_block, target)
+    accesses = _accesses(shipped, target)
     registers, spills = _registers(shipped, target)
     load_bits = max(bits for kind, bits in accesses if kind in ("ld", "load"))
-    bytes_per_element = None
-    if variant.one_block is not None:
-        n_wide = sum(bits == load_bits for _, bits in accesses)
-        n_threads = variant.n_warps * target.warp_size
-        n_bytes = n_wide * load_bits / 8 * n_threads - variant.partial_bytes
-        n_bytes += variant.partial_bytes / variant.n_blocks
-        bytes_per_element = n_bytes / variant.n_elements
+    bytes_per_element = _bytes_per_element(variant, target) if variant.one_block else None
     return Resources(
         kernel=variant.name,
         target=target_name,
@@ -199,6 +190,26 @@ def measure(variant: _Variant, target_name: str) -> Resources:
         load_bits=load_bits,
         bytes_per_element=bytes_per_element,
     )
+
+
+def _bytes_per_element(variant: _Variant, target: GPUTarget) -> float:
+    """Count what one more element in a block costs, in whole blocks and in a tensor's last one.
+
+    Both have a path of their own through the kernel, with the same loads and stores, as wide as can
+    be in the one and narrow in the other; partial sums are behind both.
+    """
+    n_threads = variant.n_warps * target.warp_size
+    (few, few_bytes), (many, many_bytes) = (
+        (n, n_threads * sum(bits for _, bits in accesses) / 8)
+        for n, changes in variant.one_block.items()
+        for accesses in [_accesses(_compile(variant, target, variant.constants | changes), target)]
+    )
+    both_paths: float = (many_bytes - few_bytes) / (many - few) - variant.partial_bytes
+    return both_paths / 2 + variant.partial_bytes / variant.n_blocks
+
+
+def _block_sizes(shipped: int) -> tuple[int, int]:
+    return shipped, 2 * shipped
 
 
 def _compile(variant: _Variant, target: GPUTarget, constants: dict[str, Any]) -> str:
