@@ -66,6 +66,8 @@ def test_names_are_turned_into_words(name: str, readable: str, noun: str) -> Non
         ('[{"id": 1, "name": "a\\ud800"}]', "`name` must be a line of text that is not empty"),
         ('[{"id": 1, "name": "a", "synonyms": "b"}]', '"synonyms" must be a list of names'),
         ('[{"id": 1, "name": "a", "synonyms": 0}]', '"synonyms" must be a list of names'),
+        ('[{"id": 1, "name": "a", "synonyms": null}]', '"synonyms" must be a list of names'),
+        ('[{"id": 1, "name": "a", "def": null}]', '"def" must be text'),
         ('[{"id": 1, "name": "a", "synonyms": [2]}]', '"synonyms" must be a list of names'),
         ('[{"id": 1, "name": "a", "def": 3}]', '"def" must be text'),
         ("[" * 100_000, "not valid JSON: it nests too deeply"),

@@ -6,7 +6,7 @@ import codecs
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ._schema import ID, NAME, TEXT, is_int, is_name, is_text, parse_json, shown
 from .errors import CategoryFileError
@@ -127,22 +127,18 @@ def _from_entry(entry: object, where: str) -> Category:
         raise CategoryFileError(
             f'{where}: must be an object with "id" and "name", got {shown(entry)}'
         )
-    synonyms = _or(entry.get("synonyms"), [])
+    synonyms = entry.get("synonyms", [])
     if not isinstance(synonyms, list) or not all(map(is_name, synonyms)):
         raise CategoryFileError(
             f'{where}: "synonyms" must be a list of names, got {shown(synonyms)}'
         )
-    definition = _or(entry.get("def", entry.get("definition")), "")
+    definition = entry.get("def", entry.get("definition", ""))
     if not is_text(definition):
         raise CategoryFileError(f'{where}: "def" must {TEXT.words}, got {shown(definition)}')
     try:
         return Category(entry["id"], entry["name"], tuple(synonyms), definition.strip())
     except ValueError as error:
         raise CategoryFileError(f"{where}: {error}") from error
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
 
 
 def _from_lines(text: str, path: Path) -> list[Category]:
