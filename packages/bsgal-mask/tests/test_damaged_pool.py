@@ -229,3 +229,14 @@ def test_the_one_pixel_header_is_a_sound_png(pool):
     with Image.open(io.BytesIO(png)) as picture:
         assert picture.size == (1, 1)
         assert np.asarray(picture).shape == (1, 1, 4)
+
+
+@pytest.mark.parametrize("look", [summarise_pool, verify_pool])
+def test_a_pool_without_its_manifest_is_not_taken_for_an_empty_one(look, images, pool, make_stub):
+    whole = files_of(pool)
+    (pool / "manifest.jsonl").unlink()
+    with pytest.raises(PoolError, match=r"it has no manifest\.jsonl"):
+        look(pool)
+    assert count_open(images, pool)[0] > 0
+    build_pool(images, pool, methods=[make_stub()])
+    assert files_of(pool) == whole

@@ -17,7 +17,7 @@ from bsgal_mask._edges import Edges
 from bsgal_mask._filters import AreaFilter, Filter
 from bsgal_mask._image_set import ImageRow, ImageSet
 from bsgal_mask._jsonl import Row
-from bsgal_mask._meta import META_NAME
+from bsgal_mask._meta import MANIFEST_NAME
 from bsgal_mask._method_runs import METHOD, NON_FINITE, MethodRuns
 from bsgal_mask._pool_rows import damage_of, read_pool_rows
 from bsgal_mask._pool_writer import PoolWriter
@@ -155,7 +155,7 @@ def count_open(image_set_dir: str | Path, out_dir: str | Path) -> tuple[int, int
         PoolError: `out_dir` holds something that is not a pool.
     """
     out_dir = Path(out_dir)
-    rows = read_pool_rows(out_dir) if (out_dir / META_NAME).exists() else {}
+    rows = read_pool_rows(out_dir) if (out_dir / MANIFEST_NAME).exists() else {}
     sources = ImageSet.open(image_set_dir).rows
     return len(_open_sources(sources, rows, _damages(out_dir, sources, rows))), len(sources)
 

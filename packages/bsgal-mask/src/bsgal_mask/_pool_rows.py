@@ -63,7 +63,7 @@ def read_pool_rows(root: Path) -> dict[str, Row]:
                 raise fields.refused("label_mask_threshold", f"{threshold!r}, as in {META_NAME}")
             rows[row["instance_id"]] = row | {key: row.get(key) for key in _NULLABLE}
     except FileNotFoundError:
-        return {}
+        raise PoolError(f"{root} is not an instance pool: it has no {MANIFEST_NAME}") from None
     except OSError as error:
         raise PoolError(f"cannot read {path} ({error.strerror})") from None
     except ValueError as error:

@@ -46,7 +46,8 @@ class PoolWriter:
             opened.enter_context(FolderLock(root))
             if not _is_continued(root, settings):
                 write_json(root / META_NAME, {"schema": SCHEMA, **settings, "versions": versions})
-            self.rows = read_pool_rows(root)
+            # A run that was killed at its start has left none.
+            self.rows = read_pool_rows(root) if (root / MANIFEST_NAME).exists() else {}
             self._appender = opened.enter_context(ManifestAppender(root / MANIFEST_NAME))
             self._opened = opened.pop_all()
 
