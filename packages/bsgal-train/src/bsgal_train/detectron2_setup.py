@@ -50,7 +50,7 @@ RUNTIME_REQUIREMENTS = (
     "omegaconf>=2.3",
     "hydra-core>=1.3",
     "yacs>=0.1.8",
-    "tabulate",
+    "tabulate>=0.9",
     "cloudpickle",
     "termcolor>=1.1",
     "tensorboard",

@@ -18,7 +18,6 @@ from typing import Any
 import triton
 import triton.language as tl
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from . import cache_update_dot, ghost_dot, ghost_sqnorm, sketch
@@ -254,8 +253,9 @@ def _registers(text: str, target: GPUTarget) -> tuple[int, int]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "kernel.ptx"
         source.write_text(text)
-        # The assembler that Triton ships.
-        command = [get_ptxas(target.arch).path, "-v", f"--gpu-name={architecture}", str(source)]
+        # The assembler that Triton ships; what names it changes from release to release.
+        assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+        command = [str(assembler), "-v", f"--gpu-name={architecture}", str(source)]
         command += ["-o", str(Path(folder) / "kernel.cubin")]
         report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
     spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", report)
