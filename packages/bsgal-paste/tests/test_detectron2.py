@@ -124,18 +124,19 @@ class Mapper:
             self.utils.transform_instance_annotations(copy.deepcopy(entry), changes, image_hw)
             for entry in record["annotations"]
         ]
-        gone = sum(not len(entry["segmentation"]) for entry in annotations)
+        n_before = len(annotations)
         # As the documentation says for a sampler without epochs.
         epoch = int(np.random.randint(2**31))  # noqa: NPY002
         image, annotations, result = self.adapter(
             inputs.image, annotations, epoch=epoch, image_id=record["image_id"]
         )
         instances = self.utils.annotations_to_instances(annotations, image_hw, "bitmask")
+        gone = n_before - len(result.original)
         return {"image": image, "instances": instances, "result": result, "gone": gone}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("crop", ["lsj", "random"])
+@pytest.mark.parametrize("crop", ["lsj", "random", "extent"])
 def test_objects_that_a_crop_removed_are_left_out_in_loader_workers(
     paste, target, detectron2_data, crop
 ):
@@ -149,6 +150,8 @@ def test_objects_that_a_crop_removed_are_left_out_in_loader_workers(
             transforms.RandomFlip(),
         ],
         "random": [transforms.RandomCrop("relative_range", (0.3, 0.3))],
+        # Polygons stay whole, up to twenty image sides away.
+        "extent": [transforms.RandomExtent((0.05, 0.2), (0.5, 0.5)), transforms.Resize((96, 128))],
     }[crop]
     adapter = PasteAnnotations(paste, CATEGORY_IDS, seed=0)
     entries = annotations_of(target, "polygon")

@@ -60,17 +60,21 @@ def check_box(box_xywh: object, image_hw: tuple[int, int], where: str) -> None:
         )
 
 
-def check_segmentation(segmentation: object, image_hw: tuple[int, int], where: str) -> None:
+def check_segmentation(
+    segmentation: object, image_hw: tuple[int, int], where: str, *, margin: int = 1
+) -> None:
     """Check polygons or a run-length encoding in full, before C code sees them.
 
     Args:
         segmentation: As parsed from JSON: polygons `[[x1, y1, x2, y2, ...], ...]` in absolute
             pixels, each of at least three points and each coordinate outside of the image by at
-            most the length of its longer side; or COCO run lengths
+            most `margin` times the length of its longer side; or COCO run lengths
             `{"size": [height, width], "counts": ...}`, compressed (text or bytes) or a list of
             integers, that add up to the image's pixels.
         image_hw: Height and width of the image.
         where: File and entry, for the message.
+        margin: How far outside a polygon may reach, in longer sides of the image. Annotations that
+            a crop has enlarged need more than those of a file.
 
     Raises:
         AnnotationError: It is neither, or is damaged in any way.
@@ -85,14 +89,14 @@ def check_segmentation(segmentation: object, image_hw: tuple[int, int], where: s
         )
     if not segmentation:
         raise AnnotationError(f"{where}: malformed segmentation: it has no polygon")
-    low, high = _bounds(image_hw)
+    low, high = _bounds(image_hw, margin)
     for polygon in segmentation:
         _check_polygon(polygon, low, high, where)
 
 
-def _bounds(image_hw: tuple[int, int]) -> tuple[int, int]:
+def _bounds(image_hw: tuple[int, int], margin: int = 1) -> tuple[int, int]:
     longer = max(image_hw)
-    return -longer, 2 * longer
+    return -margin * longer, (1 + margin) * longer
 
 
 def _check_polygon(polygon: object, low: int, high: int, where: str) -> None:
@@ -116,7 +120,7 @@ def _check_polygon(polygon: object, low: int, high: int, where: str) -> None:
     if not (low <= smallest and largest <= high) or not math.isfinite(sum(polygon)):
         raise AnnotationError(
             f"{where}: the coordinates of a polygon must be finite and within {low} to {high} px, "
-            f"the image and its longer side around it, got {shortened(polygon)}"
+            f"the image and what is allowed around it, got {shortened(polygon)}"
         )
     if len(polygon) * (largest - smallest) > MAX_OUTLINE_PX:
         length_px = _outline_px(polygon)

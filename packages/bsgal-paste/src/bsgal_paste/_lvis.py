@@ -177,8 +177,16 @@ def _with_boxes(
     return AnnotatedImage.from_boxes(pixels, boxes, np.array(ids, dtype=np.int64)), used
 
 
-def decode_segmentation(annotation: Mapping[str, Any], height: int, width: int) -> BoolArray:
+def decode_segmentation(
+    annotation: Mapping[str, Any], height: int, width: int, *, margin: int = 1
+) -> BoolArray:
     """Decode polygons or a run-length encoding into a bool mask `(height, width)`.
+
+    Args:
+        annotation: With `id` and `segmentation`.
+        height: Of the image, in pixels.
+        width: Of the image, in pixels.
+        margin: How far outside a polygon may reach, in longer sides of the image.
 
     Raises:
         AnnotationError: The segmentation is malformed or of another size.
@@ -190,7 +198,7 @@ def decode_segmentation(annotation: Mapping[str, Any], height: int, width: int) 
             "an image must have one"
         )
     segmentation = annotation["segmentation"]
-    check_segmentation(segmentation, (height, width), where)
+    check_segmentation(segmentation, (height, width), where, margin=margin)
     if not isinstance(segmentation, Mapping):
         encoded = coco_mask.merge(coco_mask.frPyObjects(list(segmentation), height, width))
     elif isinstance(segmentation["counts"], str | bytes):

@@ -22,6 +22,8 @@ from bsgal_paste._lvis import decode_segmentation
 
 # Values of detectron2's BoxMode.
 _XYXY_ABS, _XYWH_ABS = 0, 1
+# An augmentation that enlarges a small part of an image leaves polygons of the whole image behind.
+_MARGIN = 64
 
 
 class PasteAnnotations:
@@ -167,4 +169,4 @@ def _mask(annotation: Mapping[str, Any], height: int, width: int) -> BoolArray:
         segmentation = [np.asarray(polygon, dtype=float).ravel() for polygon in segmentation]
         segmentation = [polygon.tolist() for polygon in segmentation]
     entry = {"id": annotation.get("id", "?"), "segmentation": segmentation}
-    return decode_segmentation(entry, height, width)
+    return decode_segmentation(entry, height, width, margin=_MARGIN)
