@@ -18,7 +18,7 @@ from PIL import Image
 _NULLABLE = frozenset(
     {
         "negative_prompt", "guidance_scale", "reason", "agreement", "clip_score",
-        "clip_similarity", "revision",
+        "clip_similarity", "revision", "segmentation",
     }
 )  # fmt: skip
 _SIGNED = frozenset({"bbox", "segmentation", "guidance_scale", "clip_score", "clip_similarity"})
@@ -114,7 +114,7 @@ def _range(holder: Any, key: Any, at: tuple[Any, ...], rng: random.Random) -> tu
     value = rng.choice([-1, -(2**31), 2**31, 2**53 + 1, 2**63, 2**70, 10**400, 1e30, -0.5, 0])
     if type(holder[key]) not in (int, float):
         return _retype(holder, key, at, rng)
-    is_integral = type(holder[key]) is float or type(value) is int
+    is_integral = type(value) is int or type(holder[key]) is float or bool(_SIGNED & {*at})
     holder[key] = value
     in_range = 0 <= value <= _MAX_INT or (_SIGNED & {*at} and abs(value) < 2**62)
     return f"{str(value)[:30]}", bool((in_range and is_integral) or _UNBOUNDED & {*at})
