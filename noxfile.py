@@ -154,8 +154,11 @@ def minimums(session: nox.Session, part: str) -> None:
     constraints = folder / "lowest.txt"
     constraints.write_text("\n".join(_lowest_versions(session)) + "\n")
     python = _environment(session, folder, constraints)
-    # What old releases warn of is not ours to mend.
-    _test_alone(session, python, part, ROOT / ".nox" / "minimums-alone" / part, "-Wdefault")
+    alone = ROOT / ".nox" / "minimums-alone" / part
+    # What old releases warn of is not ours to mend, and an old Triton compiles for AMD's cards only
+    # beside ROCm.
+    ahead_of_time = ROOT / "packages/bsgal-score/tests/test_kernel_resources.py"
+    _test_alone(session, python, part, alone, "-Wdefault", f"--ignore={ahead_of_time}")
 
 
 def _lowest_versions(session: nox.Session) -> list[str]:
