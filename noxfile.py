@@ -183,6 +183,15 @@ def _lowest_versions(session: nox.Session) -> list[str]:
     return [f"{name}=={version}" for name, (_, version) in sorted(lowest.items())]
 
 
+@nox.session(venv_backend="venv", reuse_venv=True, default=False)
+def docs(session: nox.Session) -> None:
+    """Build the documentation site into build/site, strictly; `-- serve` shows it while writing."""
+    session.install("--quiet", "--requirement", "docs/requirements.txt")
+    # The theme's banner about another generator.
+    environment = {"NO_MKDOCS_2_WARNING": "1"}
+    session.run("mkdocs", *(session.posargs or ["build", "--quiet"]), env=environment)
+
+
 @nox.session(venv_backend="none", default=False)
 def gpu(session: nox.Session) -> None:
     """Run the tests marked `gpu`; fails where none of them ran."""

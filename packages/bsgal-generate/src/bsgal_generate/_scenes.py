@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from ._categories import SCENE
 from ._plan import GenerationPlan
 
-# The six kinds of place for which X-Paste generates backgrounds (https://github.com/yoctta/XPaste:
-# city, street, room, nature, village, wild land), each seen in several ways.
 SCENE_PROMPTS: tuple[str, ...] = (
     "a wide photo of a city square with buildings around it",
     "a photo of a city skyline seen across a river",
@@ -35,6 +33,8 @@ SCENE_PROMPTS: tuple[str, ...] = (
     "a photo of a snowy plain",
     "a photo of a rocky slope with sparse grass",
 )
+"""Prompts of empty places, several of each of the six kinds that X-Paste draws backgrounds of
+(https://github.com/yoctta/XPaste): city, street, room, nature, village and wild land."""
 
 
 def scene_plan(

@@ -80,6 +80,7 @@ TEMPLATES: dict[str, PromptTemplate] = {
         ),
     )
 }
+"""The prompt templates that come with the package, by `prompt_id`."""
 
 
 def fill_for_all(template: PromptTemplate, categories: Sequence[Category]) -> dict[int, str]:

@@ -25,6 +25,7 @@ BlendMode: TypeAlias = Literal["hard", "alpha", "gaussian", "poisson"]
 """
 
 BLEND_MODES: tuple[str, ...] = get_args(BlendMode)
+"""All values of `BlendMode`."""
 
 _GAUSSIAN_PX = 5
 _OPAQUE = np.uint8(255)

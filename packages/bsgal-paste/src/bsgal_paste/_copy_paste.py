@@ -24,6 +24,7 @@ Source: TypeAlias = Literal["pool", "self", "both", "none"]
 """Where pasted instances come from: a pool, other annotated images, both (those of the pool on
 top), or nowhere."""
 SOURCES: tuple[str, ...] = get_args(Source)
+"""All values of `Source`."""
 
 Position: TypeAlias = Literal["uniform", "inside"]
 """`uniform`: the box centre is uniform over the image, so its border may cut objects. `inside`: the
