@@ -230,13 +230,20 @@ def tables(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def build(session: nox.Session) -> None:
-    """Build the wheel of every package into dist/."""
-    python = shared_python(session)
-    for name in PACKAGES:
-        session.run(
-            python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
-            "--wheel-dir", "dist", f"packages/{name}", external=True,
-        )  # fmt: skip
+    """Build the wheel of every package into dist/, and install them from there alone."""
+    python, installed = shared_python(session), ROOT / "build" / "installed"
+    pip = [python, "-m", "pip", "--quiet"]
+    session.run(
+        *pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", "dist",
+        *(f"packages/{name}" for name in PACKAGES), external=True,
+    )  # fmt: skip
+    session.run(
+        *pip, "install", "--no-index", "--find-links", "dist", "--no-deps", "--upgrade",
+        "--target", str(installed), *PACKAGES, external=True,
+    )  # fmt: skip
+    modules = ", ".join(name.replace("-", "_") for name in PACKAGES)
+    check = f"import {modules} as last; assert last.__file__.startswith({str(installed)!r})"
+    session.run(python, "-c", check, env={"PYTHONPATH": str(installed)}, external=True)
 
 
 @nox.session(venv_backend="none", default=False)

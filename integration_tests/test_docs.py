@@ -35,19 +35,21 @@ def test_the_blocks_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    commands = str(Path(sys.executable).parent)
+    monkeypatch.setenv("PATH", commands + os.pathsep + os.environ["PATH"])
     scope: dict[str, object] = {"__name__": "page"}
     text = page.read_text(encoding="utf-8")
     for block in BLOCK.finditer(text):
         line = text.count("\n", 0, block.start()) + 1
-        code = block["setup"] or re.sub(f"^{block['indent']}", "", block["code"], flags=re.MULTILINE)
-        if block["setup"] or block["kind"] == "python":
+        indent, kind = block["indent"], block["kind"]
+        code = block["setup"] or re.sub(f"^{indent}", "", block["code"], flags=re.MULTILINE)
+        if block["setup"] or kind == "python":
             # Line numbers of errors are those of the page.
             exec(compile("\n" * line + code, str(page), "exec"), scope)
-        elif block["kind"] == "sh":
-            done = subprocess.run(
-                ["bash", "-euo", "pipefail", "-c", code], capture_output=True, text=True, check=False
-            )
-            assert done.returncode == 0, f"{page}:{line}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        elif kind == "sh":
+            command = ["bash", "-euo", "pipefail", "-c", code]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            said = done.stdout[-2000:] + done.stderr[-4000:]
+            assert done.returncode == 0, f"{page}:{line}\n{said}"
         else:
-            assert block["kind"] in SHOWN, f"{page}:{line} is marked {block['kind']!r}"
+            assert kind in SHOWN, f"{page}:{line} is marked {kind!r}"
