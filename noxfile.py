@@ -224,7 +224,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def tables(session: nox.Session) -> None:
-    """Fill the tables of every README from benchmarks/results."""
+    """Fill the tables of the READMEs and of the site from benchmarks/results."""
     session.run(shared_python(session), "benchmarks/tables.py", *session.posargs, external=True)
 
 

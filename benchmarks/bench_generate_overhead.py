@@ -139,7 +139,7 @@ def check_same_images(image_set: Any, bare_dir: Path) -> None:
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the table of the README from a result."""
+    """Return the table from a result."""
     lines = [
         "| images at a time | bare loop, images/s | `generate`, images/s | time over bare |",
         "|---|---|---|---|",

@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the README's table: mean IoU per method and background, and its tail."""
+    """Return the table: mean IoU per method and background, and its tail."""
     rows = result["rows"]
     lines = [
         "| method | plain background | another photograph | built-in drawings |",

@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the README's table: milliseconds per image of every case."""
+    """Return the table: milliseconds per image of every case."""
     lines = ["| what | ms per image | to the model alone |", "|---|---|---|"]
     times = {row["case"]: row["ms_per_image"] for row in result["rows"]}
     for case, what in WHAT.items():

@@ -103,7 +103,7 @@ def quantiles_ms(timing: Timing, n_images: int) -> list[float]:
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the README's tables: milliseconds per image, and the index of a large pool."""
+    """Return the tables: milliseconds per image, and the index of a large pool."""
     lines = ["| one core, 640 × 640 px | ms per image |", "|---|---|"]
     for row in result["rows"]:
         if "ms" in row:

@@ -88,7 +88,7 @@ def make_cases(n_elements: int, dtype: torch.dtype) -> dict[str, Callable[[], ob
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the Markdown table of the README, made from the result alone."""
+    """Return the Markdown table, made from the result alone."""
     by_size: dict[tuple[int, str], dict[str, float]] = {}
     for row in result["rows"]:
         key = row["n_elements"], row["dtype"]

@@ -137,7 +137,7 @@ def headline(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the tables of the README: mean and standard deviation over seeds."""
+    """Return the tables: mean and standard deviation over seeds."""
     cells = {
         (row["model"], row["optimizer"], row["rate"], row["unit"], row["compared"],
          row["estimator"]): row

@@ -11,7 +11,7 @@ Time, and the rise of the peak resident size over what the process holds before 
 features), in a process of its own for every case, after a first run. On two threads.
 
 `python benchmarks/bench_score_growth.py` writes `benchmarks/results/score_growth.json` and
-`packages/bsgal-score/docs/growth.png`. Needs torchvision and matplotlib.
+`docs/pictures/growth.png`. Needs torchvision and matplotlib.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ N_THREADS = 2
 SIZES = (1 << 20, 1 << 22, 1 << 24, 1 << 26)
 N_UNITS = (1, 8, 64, 512)
 N_ROWS = (64, 256, 1024, 2048)
-FIGURE = ROOT / "packages" / "bsgal-score" / "docs" / "growth.png"
+FIGURE = ROOT / "docs" / "pictures" / "growth.png"
 Case = Callable[[], object]
 
 
@@ -181,7 +181,7 @@ def draw(rows: list[dict[str, Any]]) -> None:
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the Markdown table of the README, made from the result alone."""
+    """Return the Markdown table, made from the result alone."""
     lines = ["| axis | value | time, ms | extra memory, MB |", "|---" * 4 + "|"]
     for row in result["rows"]:
         value = f"{int(row['value']):,}" if row["value"].isdigit() else row["value"]

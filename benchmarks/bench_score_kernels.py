@@ -20,7 +20,7 @@ HEADLINE_KERNEL = "cache_update_dot/update_score"
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the Markdown table of the README, made from the result alone."""
+    """Return the Markdown table, made from the result alone."""
     by_kernel: dict[str, list[dict[str, Any]]] = {}
     for row in result["rows"]:
         by_kernel.setdefault(row["kernel"], []).append(row)

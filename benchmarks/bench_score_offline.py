@@ -18,7 +18,7 @@ Also, over all candidates: the distribution of contributions against the noise s
 are the training images themselves.
 
 `python benchmarks/bench_score_offline.py` writes `benchmarks/results/score_offline.json` and the
-figure `packages/bsgal-score/docs/offline.png`. Needs mlxtend and matplotlib.
+figure `docs/pictures/offline.png`. Needs mlxtend and matplotlib.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ ARMS = (
 HEADLINE_ARMS = ("contribution", "tempered", "magnitude", "random", "all")
 TEMPERATURE = 5.0
 N_REAL, N_REFERENCE, N_POOL, N_TEST = 200, 300, 2000, 2000
-FIGURE = ROOT / "packages" / "bsgal-score" / "docs" / "offline.png"
+FIGURE = ROOT / "docs" / "pictures" / "offline.png"
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -224,7 +224,7 @@ def _mean_and_std(rows: list[dict[str, Any]], key: str) -> str:
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the Markdown tables of the README, made from the result alone."""
+    """Return the Markdown tables, made from the result alone."""
     by_scenario = {
         name: [row for row in result["rows"] if row["scenario"] == name] for name in WRONG_SHARES
     }

@@ -302,7 +302,7 @@ def measure_memory(kind: str, name: str, n_rows: int, chunk: int) -> list[int]:
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the Markdown table of the README, made from the result alone."""
+    """Return the Markdown table, made from the result alone."""
     titles = {
         "rows": "every proposal a unit", "objects": "64 objects of 8", "few": "16 proposals",
     }  # fmt: skip

@@ -139,7 +139,7 @@ def peak_rows(rows: list[dict[str, Any]]) -> dict[int, dict[str, dict[str, Any]]
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the README's table: seconds and peak memory of both by number of images."""
+    """Return the table: seconds and peak memory of both by number of images."""
     times = {row["n_images"]: row for row in time_rows(result["rows"])}
     peaks = peak_rows(result["rows"])
     largest = times[max(times)]

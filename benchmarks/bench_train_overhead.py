@@ -331,7 +331,7 @@ def memory_bytes(name: str) -> int:
 
 
 def tables(result: dict[str, Any]) -> dict[str, str]:
-    """Return the README table: ratios to `paste_all` of time, with its spread, and of memory."""
+    """Return the table: ratios to `paste_all` of time, with its spread, and of memory."""
     detectors = list(dict.fromkeys(row["detector"] for row in result["rows"]))
     by_case = {(row["detector"], row["mode"]): row for row in result["rows"]}
     lines = [

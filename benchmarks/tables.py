@@ -1,6 +1,6 @@
-"""Write the README tables from the committed benchmark results, or check that they are true.
+"""Write the tables of READMEs and site from the committed results, or check that they are true.
 
-A README, or a page in a package's `docs`, holds an empty region for each table:
+A README, or a page in `docs`, holds an empty region for each table:
 
     <!-- table: score_cache/times -->
     <!-- end table -->
@@ -54,7 +54,7 @@ def tables_of(name: str) -> dict[str, str]:
 
 
 def filled(text: str) -> str:
-    """Return a README's text with every region as the results say.
+    """Return a page's text with every region as the results say.
 
     Raises:
         ValueError: a region names a benchmark or a part that does not exist.
@@ -79,21 +79,21 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail where a table is stale")
     arguments = parser.parse_args()
     stale = []
-    places = ("README.md", "packages/*/README.md", "packages/*/docs/*.md")
-    for readme in (found for place in places for found in sorted(ROOT.glob(place))):
-        text = readme.read_text(encoding="utf-8")
+    places = ("README.md", "packages/*/README.md", "docs/**/*.md")
+    for page in (found for place in places for found in sorted(ROOT.glob(place))):
+        text = page.read_text(encoding="utf-8")
         try:
             wanted = filled(text)
         except ValueError as error:
-            print(f"{readme.relative_to(ROOT)}: {error}", file=sys.stderr)
+            print(f"{page.relative_to(ROOT)}: {error}", file=sys.stderr)
             return 1
         if wanted == text:
             continue
-        stale.append(str(readme.relative_to(ROOT)))
+        stale.append(str(page.relative_to(ROOT)))
         if not arguments.check:
-            temporary = readme.with_suffix(".md.tmp")
+            temporary = page.with_suffix(".md.tmp")
             temporary.write_text(wanted, encoding="utf-8")
-            temporary.replace(readme)
+            temporary.replace(page)
     if stale:
         print(f"{'stale' if arguments.check else 'filled'}: {', '.join(stale)}")
     return 1 if arguments.check and stale else 0

@@ -1,4 +1,4 @@
-"""The README tables come from the committed results and from nowhere else."""
+"""The tables of READMEs and site come from the committed results and from nowhere else."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def filled(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
     return function
 
 
-def test_every_readme_table_is_what_the_results_say() -> None:
+def test_every_table_is_what_the_results_say() -> None:
     command = [sys.executable, str(SCRIPT), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Tables of a study's result, for README and `docs`."""
+"""Tables of a study's result, for `docs/explanation/verdicts.md`."""
 
 from __future__ import annotations
 

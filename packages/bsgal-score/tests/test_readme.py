@@ -11,12 +11,9 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), 
 
 @pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
 def test_examples_run(code, tmp_path, monkeypatch):
-    if "torchvision" in code:
-        pytest.importorskip("torchvision", reason="needs the extra `examples`")
     monkeypatch.chdir(tmp_path)
     exec(compile(code, str(README), "exec"), {"__name__": "readme"})
 
 
-def test_a_detector_and_a_classifier_are_among_the_examples():
-    assert any("torchvision" in code for code in BLOCKS)
+def test_there_is_an_example():
     assert any("accepted" in code for code in BLOCKS)

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1]
-SOURCES = sorted(
-    [*PACKAGE.glob("src/**/*.py"), *PACKAGE.glob("docs/*.md"), PACKAGE / "README.md"],
-)
+SITE = PACKAGE.parents[1] / "docs"
+SOURCES = sorted([*PACKAGE.glob("src/**/*.py"), *SITE.glob("**/*.md"), PACKAGE / "README.md"])
 CITED = re.compile(r"`(bsgal_\w+(?:\.\w+)+)(?:\([^`]*\))?`")
 CITED_FILE = re.compile(r"`(bsgal_\w+/[\w/]+\.py)`")
 
@@ -37,7 +36,7 @@ def exists(name: str) -> bool:
 
 def cited(pattern: re.Pattern[str]) -> list[tuple[str, str]]:
     return [
-        (name, str(path.relative_to(PACKAGE)))
+        (name, path.name)
         for path in SOURCES
         for name in pattern.findall(path.read_text(encoding="utf-8"))
     ]

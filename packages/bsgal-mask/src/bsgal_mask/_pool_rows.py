@@ -72,7 +72,7 @@ def read_pool_rows(root: Path) -> dict[str, Row]:
 
 
 def _check_row(fields: Fields) -> None:
-    """Raise `ValueError` unless a row is as the README describes it."""
+    """Raise `ValueError` unless a row is as `docs/explanation/formats.md` describes it."""
     missing = [key for key in _NULLABLE if key not in fields.row and key not in _ADDED]
     if missing:
         raise fields.refused(missing[0], "there, null where it has no value")

@@ -1,6 +1,6 @@
 """Show what each method makes of a few images: the image, its soft masks and its cut-out.
 
-Usage: python method_sheet.py IMAGE_SET SHEET.png [SAMPLE_ID ...]
+Usage: python docs/pictures/method_sheet.py IMAGE_SET SHEET.png [SAMPLE_ID ...]
 """
 
 from __future__ import annotations

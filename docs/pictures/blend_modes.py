@@ -1,4 +1,4 @@
-"""Make the pictures of the README; needs scikit-image, whose photographs they are made of.
+"""Make `blend_modes.jpg`; needs scikit-image, whose photographs it is made of.
 
 The cat (by Stefan van der Walt) and the cup (by Rachel Michetti) are in the public domain (CC0).
 """
