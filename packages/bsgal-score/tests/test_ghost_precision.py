@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bsgal_score import REFERENCE, GhostScorer, GradientCache, ops, reference
 
@@ -185,3 +186,49 @@ def test_a_unit_whose_rows_cancel_is_no_evidence_and_no_cosine_is_infinite():
     own = {"weight": weights[4:].double().T @ rows[4:].double()}
     assert found[1] == pytest.approx(cache.cosine({"weight": own["weight"].float()}), abs=1e-3)
     assert all(math.isnan(one) or abs(one) <= 1 for one in scores.cosine.tolist())
+
+
+def cudnn_flags():
+    """Whether cuDNN may use TF32, and whether it has to be reproducible."""
+    return torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic
+
+
+class ConvolutionWatch(TorchDispatchMode):
+    """Note cuDNN's flags at every convolution, forward or backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.flags = set(), set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if "convolution" in name:
+            self.names.add(name)
+            self.flags.add(cudnn_flags())
+        return function(*args, **(kwargs or {}))
+
+
+class RunAgain(nn.Module):
+    """A convolution of a kind that can only be scored exactly."""
+
+    def __init__(self):
+        super().__init__()
+        self.logarithms = nn.Parameter(torch.randn(3, 2, 3, 3))
+
+    def forward(self, x):
+        return functional.conv2d(x, self.logarithms.exp())
+
+
+@pytest.mark.parametrize("make", [lambda: nn.Conv2d(2, 3, 3), RunAgain], ids=["linear", "exact"])
+def test_no_convolution_of_a_score_uses_tf32(make):
+    torch.manual_seed(0)
+    model = make()
+    cache = GradientCache(model.named_parameters(), decay=0.5)
+    assert cudnn_flags() == (True, False)
+    with GhostScorer(model, cache, other_layers="exact") as scorer:
+        loss = model(torch.randn(4, 2, 5, 5)).square().sum()
+        with ConvolutionWatch() as watch:
+            scorer.score(loss, torch.tensor([0, 1, REFERENCE, REFERENCE]))
+    assert watch.names == {"convolution", "convolution_backward"}
+    assert watch.flags == {(False, True)}
+    assert cudnn_flags() == (True, False)

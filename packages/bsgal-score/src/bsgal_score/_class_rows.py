@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ._distributed import agreed, unite
+from ._linear_maps import check_version, version_of
 from .eager.ghost import compute_dtype, sum_by_unit
 from .errors import NonFiniteGradientError, StateMismatchError
 
@@ -125,6 +126,7 @@ class ClassRowScorer:
         Raises:
             ValueError: If nothing was recorded or an argument does not fit it; the cache is
                 unchanged, as for all errors.
+            ChangedInputError: If an input was written to since the call.
             NonFiniteGradientError: If a reference unit gives NaN or Inf.
             OtherProcessError: If another process of the group raises.
         """
@@ -172,7 +174,7 @@ class ClassRowScorer:
             if output.requires_grad:
                 inputs = args[0] if args else kwargs["input"]
                 edge = get_gradient_edge(output)
-                self._calls.append(_Call(number, inputs.detach(), inputs._version, edge))
+                self._calls.append(_Call(number, inputs.detach(), version_of(inputs), edge))
 
         return hook
 
@@ -184,12 +186,7 @@ class ClassRowScorer:
                 "before the block ends"
             )
         for call in self._calls:
-            # Autograd does not look: the backward pass ends above the inputs.
-            if call.inputs._version != call.version:
-                raise ValueError(
-                    f"the inputs {tuple(call.inputs.shape)} of classifier {call.classifier} were "
-                    "changed in place after the call; change a copy, or call `score` before"
-                )
+            check_version(call.inputs, call.version, [f"classifiers[{call.classifier}].weight"])
         return list(self._calls)
 
     def _check_units(self, unit_classes: Tensor, is_reference: Tensor) -> None:
@@ -270,8 +267,8 @@ class _Call:
     classifier: int
     inputs: Tensor
     """(R, inputs); the memory that the classifier read."""
-    version: int
-    """What torch counted of in-place changes of the inputs."""
+    version: int | None
+    """Of the inputs when the call was made."""
     edge: GradientEdge
     """Where δ is taken."""
 

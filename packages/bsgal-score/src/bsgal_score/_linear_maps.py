@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -60,6 +60,18 @@ def why_unsupported(function: Callable[..., Any], arguments: Mapping[str, Any]) 
     if function is F.embedding and arguments.get("scale_grad_by_freq"):
         return "an embedding with scale_grad_by_freq mixes the rows of different units"
     return None
+
+
+def exact_convolutions() -> AbstractContextManager[None]:
+    """Let cuDNN convolve in full precision and reproducibly in a block, forward and backward.
+
+    Scores are compared with thresholds, and TF32 is cuDNN's default.
+    """
+    cudnn = torch.backends.cudnn
+    block: AbstractContextManager[None] = cudnn.flags(
+        enabled=cudnn.enabled, deterministic=True, allow_tf32=False
+    )
+    return block
 
 
 def version_of(tensor: Tensor) -> int | None:
@@ -205,13 +217,13 @@ class LinearCall:
             if "bias" in self.names:
                 found[self.names["bias"]] = d.sum(dim=0)
             return found
-        with torch.enable_grad():
+        with torch.enable_grad(), exact_convolutions():
             parameters = {
                 role: self.arguments[role].detach().to(dtype).requires_grad_(role in self.names)
                 for role in ("weight", "bias")
                 if self.arguments.get(role) is not None
             }
-            outputs = self._call(rows, parameters, dtype)
+            outputs = self._function(rows, parameters, dtype)
             gradients = torch.autograd.grad(
                 outputs, [parameters[role] for role in self.names], output_grads.to(dtype)
             )
@@ -307,12 +319,16 @@ class LinearCall:
     def _call(
         self, rows: Tensor, parameters: Mapping[str, Tensor | None], dtype: torch.dtype
     ) -> Tensor:
+        with exact_convolutions():
+            return self._function(rows, parameters, dtype)
+
+    def _function(
+        self, rows: Tensor, parameters: Mapping[str, Tensor | None], dtype: torch.dtype
+    ) -> Tensor:
         given = {**self.arguments, **parameters, "input": self.inputs[rows]}
-        given = {name: _widened(value, dtype) for name, value in given.items()}
-        # Scores are compared with thresholds: no TF32, which is cuDNN's default for convolutions.
-        exactly = torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-        with exactly if self.inputs.is_cuda else nullcontext():
-            outputs: Tensor = self.function(**given)
+        outputs: Tensor = self.function(
+            **{name: _widened(value, dtype) for name, value in given.items()}
+        )
         return outputs
 
     def _counted(self, rows: Tensor, output_grads: Tensor) -> Tensor:
@@ -372,7 +388,7 @@ class ExactCall:
         state = {name: _widened(tensor.detach(), dtype) for name, tensor in state.items()}
         inputs = (self.inputs[rows], *self.positional[1:])
         keywords = {name: _widened(value, dtype) for name, value in self.keywords.items()}
-        with torch.enable_grad():
+        with torch.enable_grad(), exact_convolutions():
             leaves = {role: state[role].requires_grad_() for role in self.names}
             outputs = torch.func.functional_call(
                 self.module, state, tuple(_widened(one, dtype) for one in inputs), keywords
