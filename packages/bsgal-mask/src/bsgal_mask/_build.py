@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from bsgal_mask._card import write_card
 from bsgal_mask._choice import CategoryBar, Choice, FixedChoice
 from bsgal_mask._clean_up import CleanUp
 from bsgal_mask._cutter import CLIP_SCORE, Cutter, Segmented
@@ -143,8 +144,10 @@ def build_pool(
             for row, png in cut([row for row in image_set.rows if row.sample_id in lost]):
                 writer.write(row, png)
             _settle(writer, cutter.choice.category_bar)
-    ids = (row.sample_id for row in image_set.rows)
-    return summarise_rows([writer.rows[instance_id] for instance_id in ids])
+        ids = (row.sample_id for row in image_set.rows)
+        rows = [writer.rows[instance_id] for instance_id in ids]
+        write_card(writer.root, image_set.root, rows)
+    return summarise_rows(rows)
 
 
 def count_open(image_set_dir: str | Path, out_dir: str | Path) -> tuple[int, int]:
