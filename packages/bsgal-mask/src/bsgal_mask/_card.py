@@ -33,8 +33,8 @@ def write_card(pool_dir: Path, image_set_dir: Path, rows: Sequence[Row]) -> None
     lines = [
         "# Instance pool",
         "",
-        "Objects cut out of single-object images, as RGBA PNGs; made by bsgal-mask. A run that goes "
-        "on writes this card anew.",
+        "Objects cut out of single-object images, as RGBA PNGs; made by bsgal-mask. A run that "
+        "goes on writes this card anew.",
         "",
         f"{summary.n_kept} instances kept of {summary.n_kept + summary.n_dropped} images.",
         "",
