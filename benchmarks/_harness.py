@@ -115,7 +115,7 @@ def provenance(libraries: Sequence[str]) -> dict[str, Any]:
     )
     return {
         "commit": commit,
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {
             "cpu": model,
             "cores": os.cpu_count(),

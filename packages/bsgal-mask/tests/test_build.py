@@ -316,7 +316,9 @@ def test_kill_at_random_moments_loses_nothing(make_image_set, drawn, tmp_path):
     """The command line is killed at moments spread over its whole working time."""
     samples = {f"s{i}": drawn("disc", side_px=40 + i)[0] for i in range(40)}
     images = make_image_set(samples | {"bad": b"no image"})
-    command = [sys.executable, "-m", "bsgal_mask.cli", "run", str(images), "--batch-size", "3"]
+    (tmp_path / "mask.toml").write_text("[pool]\nbatch_size = 3\n")
+    command = [sys.executable, "-m", "bsgal_mask.cli", "run", str(images)]
+    command += ["--config", str(tmp_path / "mask.toml")]
     expected, pool = tmp_path / "expected", tmp_path / "killed"
     subprocess.run([*command, "--out", str(expected), "--quiet"], check=True, capture_output=True)
     rng = np.random.default_rng(0)

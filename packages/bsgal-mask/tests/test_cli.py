@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
-from bsgal_mask import CategoryBar, CleanUp, Edges, MissingModelError, summarise_pool
+from bsgal_mask import MissingModelError, summarise_pool
 from bsgal_mask import _u2netp_file as u2netp_file
-from bsgal_mask.cli import _parser, main
+from bsgal_mask.cli import main
 
 
 def test_run_builds_a_pool_and_summary_counts_it(make_image_set, drawn, tmp_path, capsys):
@@ -23,15 +24,37 @@ def test_run_builds_a_pool_and_summary_counts_it(make_image_set, drawn, tmp_path
 
 def test_two_methods_and_every_option(make_image_set, drawn, tmp_path, mean_model, capsys):
     images = make_image_set({"a": drawn("disc")[0]})
+    (tmp_path / "mask.toml").write_text(
+        f"""
+        [pool]
+        filters = ["area", "border_contact", "parts", "blur"]
+        label_mask_threshold = 100
+        batch_size = 2
+        max_image_px = 100000
+        [u2net]
+        model = '{mean_model()}'
+        provider = "CPUExecutionProvider"
+        n_threads = 1
+        batch_size = 1
+        [parts]
+        max_parts = 3
+        [border_contact]
+        max_frac = 0.1
+        [blur]
+        min_sharpness = 0.1
+        [clean_up]
+        parts = "largest"
+        min_island_frac = 0
+        fill_holes_below_frac = 1
+        edge_frac = 0.1
+        [edges]
+        coverage_from_colours = false
+        """
+    )
     command = ["run", str(images), "--out", str(tmp_path / "pool"), "--quiet"]
-    command += ["--method", "border", "--method", "u2net", "--u2net-model", str(mean_model())]
-    command += ["--choose", "agreement", "--min-agreement", "0.99", "--max-border-contact", "0.1"]
-    command += ["--min-area", "0.01", "--max-area", "0.99", "--max-parts", "3", "--min-parts", "1"]
-    command += ["--parts", "largest", "--min-island", "0", "--fill-holes", "1", "--edge", "0.1"]
-    command += ["--label-mask-threshold", "100", "--batch-size", "2", "--max-image-px", "100000"]
-    command += ["--u2net-provider", "CPUExecutionProvider", "--u2net-threads", "1"]
-    command += ["--min-sharpness", "0.1", "--edge-coverage", "method", "--edge-colours", "object"]
-    command += ["--model-batch-size", "1"]
+    command += ["--config", str(tmp_path / "mask.toml"), "--method", "border", "--method", "u2net"]
+    command += ["--choose", "agreement", "--min-agreement", "0.99", "--object-colours"]
+    command += ["--min-area", "0.01", "--max-area", "0.99"]
     assert main(command) == 0
     captured = capsys.readouterr()
     assert "1  disagreement" in captured.out
@@ -46,16 +69,27 @@ def test_models_of_transformers_make_a_pool(
     box = {"segmentation": [[9, 9, 30, 9, 30, 30]], "bbox": [9, 9, 21, 21]}
     real["annotations"] = [{"id": 1, "image_id": 1, "category_id": 7, **box}]
     (tmp_path / "real.json").write_text(json.dumps(real))
+    (tmp_path / "mask.toml").write_text(
+        f"""
+        [clip]
+        template = "one {{}}"
+        batch_size = 3
+        [category_bar]
+        min_score = 1
+        tolerance = 2
+        [similarity]
+        annotations = '{tmp_path / "real.json"}'
+        image_dir = '{images / "images"}'
+        cache = '{tmp_path / "real.npz"}'
+        min_similarity = -1
+        """
+    )
     command = ["run", str(images), "--out", str(tmp_path / "pool"), "--quiet"]
     for name in ("border", "clipseg", "sam_background", "sam_box"):
         command += ["--method", name]
     command += ["--clipseg-model", str(clipseg_folder), "--sam-model", str(sam_folder)]
-    command += ["--clip-model", str(clip_folder), "--choose", "clip", "--min-clip-score", "1"]
-    command += ["--clip-tolerance", "2", "--clip-template", "one {}", "--device", "cpu"]
-    command += ["--dtype", "float32", "--model-batch-size", "3", "--sam-box-from", "border"]
-    command += ["--similar-to", str(tmp_path / "real.json"), "--min-similarity", "-1"]
-    command += ["--similar-images", str(images / "images"), "--min-area", "0", "--max-area", "1"]
-    command += ["--similar-cache", str(tmp_path / "real.npz")]
+    command += ["--clip-model", str(clip_folder), "--choose", "clip", "--device", "cpu"]
+    command += ["--min-area", "0", "--max-area", "1", "--config", str(tmp_path / "mask.toml")]
     assert main(command) == 0
     assert capsys.readouterr().out.startswith("2 images: 2 kept")
     row = manifest_of(tmp_path / "pool")[-1]
@@ -84,13 +118,13 @@ def test_a_dry_run_counts_and_touches_nothing(make_image_set, drawn, tmp_path, c
         (["--method", "clipseg"], "--clipseg-model is needed"),
         (["--method", "sam_box"], "--sam-model is needed"),
         (["--choose", "clip"], "--clip-model is needed"),
-        (["--similar-to", "x.json"], "--clip-model is needed"),
+        (["--config", "similar.toml"], "--clip-model is needed"),
     ],
 )
-def test_a_model_that_is_not_named_is_bad_usage(arguments, missing, tmp_path, capsys):
-    with pytest.raises(SystemExit) as exit_info:
-        main(["run", str(tmp_path), "--out", str(tmp_path / "p"), *arguments])
-    assert exit_info.value.code == 2
+def test_a_model_that_is_not_named_is_bad_usage(arguments, missing, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("similar.toml").write_text("[similarity]\nannotations = 'x.json'\n")
+    assert main(["run", str(tmp_path), "--out", str(tmp_path / "p"), *arguments]) == 2
     assert missing in capsys.readouterr().err
 
 
@@ -101,7 +135,7 @@ def test_a_revision_stands_behind_the_id(tmp_path, monkeypatch):
         asked.append((model, settings["revision"]))
         raise MissingModelError("no network")
 
-    monkeypatch.setattr("bsgal_mask._sam.load_checkpoint", load)
+    monkeypatch.setattr("bsgal_mask._pretrained.load_checkpoint", load)
     command = ["run", str(tmp_path), "--out", str(tmp_path / "p"), "--method", "sam_background"]
     for model in ("owner/sam@abc123", "owner/sam", str(tmp_path)):
         assert main([*command, "--sam-model", model]) == 1
@@ -158,30 +192,11 @@ def test_a_refused_wheel_is_one_line(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_flags_take_their_defaults_from_the_fields():
-    options = _parser().parse_args(["run", "images", "--out", "pool"])
-    assert CleanUp() == CleanUp(
-        parts=options.parts,
-        min_island_frac=options.min_island,
-        fill_holes_below_frac=options.fill_holes,
-        edge_frac=options.edge,
-    )
-    assert (options.min_area, options.max_area) == (0.05, 0.95)
-    assert Edges() == Edges(
-        coverage_from_colours=options.edge_coverage == "colours",
-        object_colours=options.edge_colours == "object",
-    )
-    assert CategoryBar() == CategoryBar(
-        min_score=options.min_clip_score, tolerance=options.clip_tolerance
-    )
-    assert (options.device, options.dtype, options.min_similarity) == ("cpu", "float32", 0.6)
-
-
 def test_help_states_units_and_defaults(capsys):
     with pytest.raises(SystemExit):
         main(["run", "--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert "share of the image's pixels, 0 to 1 (default: 0.05)" in text
-    assert "1 to 255 (default: 128)" in text
-    assert "least CLIP score, -1 to 1, with --choose clip (default: 0.21)" in text
-    assert "u2net 4, clipseg 4, SAM 2, CLIP 16" in text
+    assert "Smallest share of the image's pixels (default: 0.05)" in text
+    assert "Mean IoU with the other methods, in [0, 1], below which" in text
+    assert "Torch device of clipseg, SAM and CLIP, such as cuda; never another one instead" in text
+    assert "(default: cpu)" in text

@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from bsgal_mask import MissingModelError, find_u2netp
+from bsgal_mask._settings_file import read_settings
+from bsgal_mask.config import MaskConfig
 
 README = Path(__file__).parents[1] / "README.md"
 PICTURES = Path(__file__).parents[3] / "docs" / "pictures"
@@ -23,6 +25,14 @@ def test_the_readmes_python_runs_and_prints_what_it_says(tmp_path, monkeypatch, 
     first, second = capsys.readouterr().out.splitlines()
     assert first == "1 images: 1 kept (1 of 1 categories), 0 dropped"
     assert second.startswith("RGBA (8")
+
+
+def test_the_readmes_settings_are_read(tmp_path):
+    blocks = re.findall(r"^```toml\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    assert blocks
+    for block in blocks:
+        (tmp_path / "s.toml").write_text(block)
+        assert read_settings(tmp_path / "s.toml", MaskConfig()) != MaskConfig()
 
 
 def test_the_pictures_are_there_and_small():

@@ -35,6 +35,7 @@ from bsgal_mask.errors import (
     PoolError,
     RealCropError,
     SegmentationError,
+    SettingsError,
 )
 
 __all__ = [
@@ -71,6 +72,7 @@ __all__ = [
     "SamBoxSegmenter",
     "SegmentationError",
     "Segmenter",
+    "SettingsError",
     "SimilarityRule",
     "U2NetSegmenter",
     "VerifyReport",

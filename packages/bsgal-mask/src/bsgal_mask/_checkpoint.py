@@ -152,12 +152,6 @@ def load_checkpoint(
     )
 
 
-def check_batch_size(batch_size: int) -> None:
-    """Raise `ValueError` unless a batch can hold an image."""
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
-
-
 def resized_logits(logits: torch.Tensor, image_hw: tuple[int, int]) -> NDArray[np.float32]:
     """Return a map (h, w), still logits, at an image's size as float32 (H, W).
 

@@ -50,7 +50,7 @@ class CategoryBar:
     """
 
     min_score: float = 0.21
-    """Cosine, in [-1, 1]."""
+    """CLIP score that an image must reach, a cosine in [-1, 1]."""
     tolerance: float = 0.01
     """How far below its best image's score a poor category's bar lies, at least 0."""
 

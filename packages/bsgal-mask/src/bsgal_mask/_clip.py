@@ -2,62 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgal_mask._checkpoint import check_batch_size, load_checkpoint
+from bsgal_mask._pretrained import Loading, Pretrained
 from bsgal_mask._segmenter import Image
 
 if TYPE_CHECKING:
     import torch
 
 
-class Clip:
+class Clip(Pretrained):
     """A CLIP (Radford et al., ICML 2021) for one or more rules to share.
 
-    Args:
-        model: A folder that `save_pretrained` wrote, or a hub id such as
-            `"openai/clip-vit-large-patch14"`, which X-Paste and DiverGen score with.
-        revision: Commit, tag or branch of a hub id; allows downloading.
-        device: The torch device to run on, and no other.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`.
-        batch_size: Images or texts per run of the model; bounds its memory.
-
-    Raises:
-        MissingModelError: The libraries or the model are not installed; the message says how to.
-        ValueError: A setting is impossible, or the files hold another kind of model.
+    Its arguments are those of `Pretrained`; X-Paste and DiverGen score with
+    `"openai/clip-vit-large-patch14"`.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        revision: str | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 16,
-    ) -> None:
-        check_batch_size(batch_size)
-        self.batch_size = batch_size
-        self._checkpoint = load_checkpoint(
-            model,
-            model_class="CLIPModel",
-            extra="clip",
-            has_text=True,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-        )
-        self._texts: dict[str, NDArray[np.float32]] = {}
+    model_class = "CLIPModel"
+    extra = "clip"
+    has_text = True
+    default_batch_size = 16
 
-    def config(self) -> Mapping[str, Any]:
-        """Return what decides the features."""
-        return self._checkpoint.config
+    def __init__(self, model: str | Path, **loading: Unpack[Loading]) -> None:
+        super().__init__(model, **loading)
+        self._texts: dict[str, NDArray[np.float32]] = {}
 
     def image_features(
         self, images: Iterable[Image], *, margin_value: int

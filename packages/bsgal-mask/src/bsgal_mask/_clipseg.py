@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from bsgal_mask._category_text import check_template, text_of
-from bsgal_mask._checkpoint import check_batch_size, load_checkpoint, resized_logits, sigmoid
+from bsgal_mask._checkpoint import resized_logits, sigmoid
+from bsgal_mask._pretrained import Loading, Pretrained
 from bsgal_mask._segmenter import Image, SoftMask, check_images
 
 if TYPE_CHECKING:
     import torch
 
 
-class ClipSegSegmenter:
+class ClipSegSegmenter(Pretrained):
     """Find what the category's name says with CLIPSeg (Lüddecke and Ecker, CVPR 2022).
 
     The model's map is enlarged while it still holds logits, which keeps outlines from becoming
@@ -25,59 +26,46 @@ class ClipSegSegmenter:
     something: choose or filter by CLIP score.
 
     Args:
-        model: A folder that `save_pretrained` wrote, or a hub id such as
-            `"CIDAS/clipseg-rd64-refined"`.
-        revision: Commit, tag or branch of a hub id; allows downloading.
-        device: The torch device to run on, and no other.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`.
-        batch_size: Images per run of the model; bounds its memory. Masks depend on it by no more
-            than rounding.
+        model: See `Pretrained`, for example `"CIDAS/clipseg-rd64-refined"`.
         template: The text that is looked for; `{}` stands for the category's name.
         stretch: Whether to stretch the probabilities to [0, 1]; a constant map becomes zero.
         min_peak: Probability, before the stretch, that some pixel must reach; nothing was found
             otherwise.
         name: The method's name in the manifest.
+        **loading: See `Pretrained`: revision, device, dtype and batch size.
 
     Raises:
         MissingModelError: The libraries or the model are not installed; the message says how to.
         ValueError: A setting is impossible, or the files hold another kind of model.
     """
 
+    model_class = "CLIPSegForImageSegmentation"
+    extra = "clipseg"
+    has_text = True
+    default_batch_size = 4
+
     def __init__(
         self,
         model: str | Path,
         *,
-        revision: str | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 4,
         template: str = "a photo of a {}",
         stretch: bool = True,
         min_peak: float = 0.0,
         name: str = "clipseg",
+        **loading: Unpack[Loading],
     ) -> None:
-        check_batch_size(batch_size)
         check_template(template)
         if not 0 <= min_peak <= 1:
             raise ValueError(f"`min_peak` must lie in [0, 1], got {min_peak}")
         self.name = name
-        self.batch_size = batch_size
         self._template, self._stretch, self._min_peak = template, stretch, min_peak
-        self._checkpoint = load_checkpoint(
-            model,
-            model_class="CLIPSegForImageSegmentation",
-            extra="clipseg",
-            has_text=True,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-        )
+        super().__init__(model, **loading)
         self._conditions: dict[str, torch.Tensor] = {}
 
     def config(self) -> Mapping[str, Any]:
         """Return what decides the masks."""
         return {
-            **self._checkpoint.config,
+            **super().config(),
             "template": self._template,
             "stretch": self._stretch,
             "min_peak": self._min_peak,

@@ -27,10 +27,10 @@ class Edges:
     """What is done to the pixels on the chosen mask's outline."""
 
     coverage_from_colours: bool = True
-    """Whether their alpha becomes the share of object that their colour shows. It makes masks of
-    methods with a coarse map more exact."""
+    """Whether the alpha of edge pixels becomes the share of object that their colour shows. Masks
+    of methods with a coarse map get more exact."""
     object_colours: bool = False
-    """Whether the background's colour is taken out of them. Alpha stays as it is."""
+    """Whether the background's colour is taken out of edge pixels. Alpha stays as it is."""
 
     def config(self) -> dict[str, Any]:
         """Return the settings."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgal_mask._checkpoint import check_batch_size, load_checkpoint, resized_logits, sigmoid
+from bsgal_mask._checkpoint import resized_logits, sigmoid
+from bsgal_mask._pretrained import Pretrained
 from bsgal_mask._segmenter import Image, Segmenter, SoftMask, check_images
 
 if TYPE_CHECKING:
@@ -20,47 +20,16 @@ Prompt: TypeAlias = NDArray[np.float32]
 _WHOLE = 2
 
 
-class Sam:
+class Sam(Pretrained):
     """A SAM (Kirillov et al., ICCV 2023) for one or more methods to share.
 
-    Args:
-        model: A folder that `save_pretrained` wrote, or a hub id such as
-            `"facebook/sam-vit-base"`.
-        revision: Commit, tag or branch of a hub id; allows downloading.
-        device: The torch device to run on, and no other.
-        dtype: `"float32"`, `"float16"` or `"bfloat16"`.
-        batch_size: Images per run of the model, whatever their sizes; bounds its memory. Masks
-            depend on it by no more than rounding.
-
-    Raises:
-        MissingModelError: The libraries or the model are not installed; the message says how to.
-        ValueError: A setting is impossible, or the files hold another kind of model.
+    Its arguments are those of `Pretrained`; a small one is `"facebook/sam-vit-base"`.
     """
 
-    def __init__(
-        self,
-        model: str | Path,
-        *,
-        revision: str | None = None,
-        device: str = "cpu",
-        dtype: str = "float32",
-        batch_size: int = 2,
-    ) -> None:
-        check_batch_size(batch_size)
-        self.batch_size = batch_size
-        self._checkpoint = load_checkpoint(
-            model,
-            model_class="SamModel",
-            extra="sam",
-            has_text=False,
-            revision=revision,
-            device=device,
-            dtype=dtype,
-        )
-
-    def config(self) -> Mapping[str, Any]:
-        """Return what decides the masks."""
-        return self._checkpoint.config
+    model_class = "SamModel"
+    extra = "sam"
+    has_text = False
+    default_batch_size = 2
 
     def masks_at_points(
         self, images: Sequence[Image], points_xy: Sequence[Prompt]

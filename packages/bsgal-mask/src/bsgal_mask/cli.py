@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bsgal_mask import (
     PoolError,
+    SettingsError,
     __version__,
     build_pool,
     install_u2netp,
@@ -19,6 +20,8 @@ from bsgal_mask import (
 )
 from bsgal_mask._build import count_open
 from bsgal_mask._run_options import add_run_options, pool_settings
+from bsgal_mask._settings_file import settings_of, write_settings
+from bsgal_mask.config import MaskConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr)
     try:
         options.action(options)
+    except SettingsError as error:
+        print(f"bsgal-mask: {error}", file=sys.stderr)
+        return 2
     except (ValueError, RuntimeError, OSError) as error:
         print(f"bsgal-mask: {error}", file=sys.stderr)
         return 1
@@ -83,11 +89,15 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    config = settings_of(options, MaskConfig())
+    if options.write_config:
+        write_settings(options.write_config, config)
+        return
     if options.dry_run:
         n_open, n_images = count_open(options.image_set, options.out)
         print(f"{n_images} images: {n_open} to do, {n_images - n_open} have their row")
         return
-    settings = pool_settings(options)
+    settings = pool_settings(config)
     progress = None if options.quiet else _ProgressLine()
     print(build_pool(options.image_set, options.out, **settings, progress=progress))
 

@@ -28,3 +28,7 @@ class MissingModelError(RuntimeError):
 
 class RealCropError(ValueError):
     """Real objects to compare with cannot be read: annotations or an image of theirs."""
+
+
+class SettingsError(ValueError):
+    """A file of settings, or a flag, cannot be used: an unknown name, or a wrong value."""
