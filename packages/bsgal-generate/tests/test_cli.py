@@ -1,23 +1,30 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import io
 import json
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bsgal_generate import (
+    TEMPLATES,
     DeviceWorkers,
+    GenerationPlan,
     GenerationProgress,
     ImageSet,
     RayWorkers,
     SamplingConfig,
+    generate,
+    load_pipeline,
 )
-from bsgal_generate.cli import _parser, _sampling, _workers, main
+from bsgal_generate._settings_file import field_docs, read_settings, settings_of, write_settings
+from bsgal_generate.cli import PIPELINE_FLAGS, PLAN_FLAGS, RUN_FLAGS, _parser, _workers, main
+from bsgal_generate.config import GenerateConfig, PipelineConfig, PlanConfig, WorkersConfig
 from bsgal_generate.progress import TextProgress, format_duration
 
 
@@ -51,7 +58,7 @@ def test_run_then_verify(
 
 def test_several_devices_give_several_workers(run_arguments: list[str]) -> None:
     one, two, ray = (
-        _parser().parse_args([*run_arguments, *further])
+        settings_of(_parser().parse_args([*run_arguments, *further]), GenerateConfig())
         for further in ([], ["--device", "cpu"], ["--ray-workers", "3"])
     )
     assert _workers(one) is None
@@ -60,8 +67,7 @@ def test_several_devices_give_several_workers(run_arguments: list[str]) -> None:
     assert len(workers) == 2
     with pytest.raises(ValueError, match="--device and --ray-workers exclude each other"):
         _workers(ray)
-    ray.device = None
-    workers = _workers(ray)
+    workers = _workers(replace(ray, workers=replace(ray.workers, devices=())))
     assert isinstance(workers, RayWorkers)
     assert len(workers) == 3
 
@@ -71,7 +77,8 @@ def test_dry_run_counts_and_estimates_and_writes_nothing(
 ) -> None:
     assert main([*run_arguments, "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "4 images planned, 0 there, 4 to draw\nabout " in out
+    assert "4 images planned, 0 there, 4 to draw\n" in out
+    assert " s per image here, about " in out
     assert "1 workers like this device, 0.0 device hours" in out
     assert not (tmp_path / "set").exists()
     main(run_arguments)
@@ -154,17 +161,12 @@ def test_plan_counts_and_lists_without_a_model(
     out = capsys.readouterr().out
     assert "6 images of 2 categories, 4 prompts" in out
     assert "my banana" in out
-    assert main([*arguments, "--list", "--negative-prompt", "text"]) == 0
+    settings = names.with_name("s.toml")
+    settings.write_text("[plan]\nnegative_prompt = 'text'\n")
+    assert main([*arguments, "--list", "--config", str(settings)]) == 0
     samples = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(samples) == 6
     assert {sample["negative_prompt"] for sample in samples} == {"text"}
-
-
-def test_plan_measures_and_estimates(
-    run_arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["plan", *run_arguments[1:-2], "--measure"]) == 0
-    assert "s per image here, about" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -191,21 +193,78 @@ def test_bad_usage_exits_with_2() -> None:
     assert caught.value.code == 2
 
 
-def test_flags_agree_with_the_config() -> None:
-    required = ["--categories", "c", "--images-per-category", "1", "--out", "o"]
-    options = _parser().parse_args(["run", *required])
-    for field in fields(SamplingConfig):
-        expected = [] if field.name == "pipeline_arguments" else field.default
-        assert getattr(options, field.name) == expected
-    given = _parser().parse_args(
-        ["run", *required, "--height", "8", "--guidance-scale", "2", "--blank-std", "3"]
+def test_flags_keys_and_fields_agree(tmp_path: Path) -> None:
+    places = set()
+    for table in fields(GenerateConfig):
+        part = getattr(GenerateConfig(), table.name)
+        names = [inner.name for inner in fields(part)]
+        assert list(field_docs(type(part))) == names
+        places |= {f"{table.name}.{name}" for name in names}
+    flags = PLAN_FLAGS | PIPELINE_FLAGS | RUN_FLAGS
+    assert set(flags.values()) <= places
+    required = ["run", "--categories", "c", "--out", "o"]
+    given = _parser().parse_args([*required, "--num-inference-steps", "3"])
+    assert {place for place in vars(given) if "." in place} == {"sampling.num_inference_steps"}
+    settings = GenerateConfig(
+        sampling=SamplingConfig(pipeline_arguments={"eta": 0.5, "extra": {"a": [1, True]}})
     )
-    assert (given.height, given.guidance_scale, given.blank_std) == (8, 2.0, 3.0)
-    further = ["--pipeline-argument", "eta=0.5", "--pipeline-argument", 'extra={"a": 1}']
-    options = _parser().parse_args(["run", *required, *further])
-    assert _sampling(options).pipeline_arguments == {"eta": 0.5, "extra": {"a": 1}}
-    with pytest.raises(SystemExit):
-        _parser().parse_args(["run", *required, "--pipeline-argument", "eta"])
+    write_settings(tmp_path / "s.toml", settings)
+    assert read_settings(tmp_path / "s.toml", GenerateConfig()) == settings
+    options = _parser().parse_args([*required, "--config", str(tmp_path / "s.toml")])
+    assert settings_of(options, GenerateConfig()) == settings
+
+
+def test_settings_have_the_defaults_of_what_they_set() -> None:
+    plan = {field.name: field.default for field in fields(GenerationPlan)}
+    assert (PlanConfig().seed, PlanConfig().negative_prompt) == (plan["seed"], None)
+    assert tuple(TEMPLATES[name] for name in PlanConfig().templates) == plan["templates"]
+    signature = inspect.signature(load_pipeline).parameters
+    assert {name: signature[name].default for name in asdict(PipelineConfig())} == asdict(
+        PipelineConfig()
+    )
+    assert (
+        inspect.signature(generate).parameters["batch_size"].default == WorkersConfig().batch_size
+    )
+
+
+def test_a_set_goes_on_with_the_file_that_its_flags_wrote(
+    run_arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "s.toml")
+    assert main([*run_arguments, "--seed", "3", "--write-config", file]) == 0
+    assert not (tmp_path / "set").exists()
+    assert main([*run_arguments, "--seed", "3"]) == 0
+    meta = (tmp_path / "set/meta.json").read_bytes()
+    subject = [*run_arguments[:3], *run_arguments[-2:]]
+    assert main([*subject, "--config", file, "--images-per-category", "3"]) == 0
+    assert len(ImageSet.open(tmp_path / "set")) == 6
+    assert (tmp_path / "set/meta.json").read_bytes() == meta
+    capsys.readouterr()
+    more = ["--images-per-category", "3", "--seed", "4"]
+    assert main([*subject, "--config", file, *more]) == 1
+    assert "config.plan.seed was 3 and is now 4" in capsys.readouterr().err
+
+
+def test_settings_are_written_without_categories_or_a_folder(tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    assert main(["run", "--write-config", str(file), "--model", "sd", "--device", "cpu"]) == 0
+    settings = read_settings(file, GenerateConfig())
+    assert (settings.pipeline.model, settings.workers.devices) == ("sd", ("cpu",))
+
+
+def test_a_wrong_settings_file_is_bad_usage_in_one_line(
+    names: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = names.with_name("s.toml")
+    file.write_text("[sampling]\nnum_inference_step = 3\n")
+    assert main(["plan", "--categories", str(names), "--config", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert "[sampling] key 'num_inference_step' is unknown; the nearest is" in error
+    assert "'num_inference_steps'" in error
+    assert error.count("\n") == 1
+    file.write_text("[sampling.pipeline_arguments]\ngenerator = 3\n")
+    assert main(["plan", "--categories", str(names), "--config", str(file)]) == 2
+    assert "[sampling] `pipeline_arguments` must not hold 'generator'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -278,5 +337,3 @@ def test_funnel_prints_a_table(
     capsys.readouterr()
     assert main(["funnel", str(tmp_path / "set")]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split() == ["all", "4", "4", "-"]
-    assert main(["funnel", str(tmp_path / "set"), "--target", "9"]) == 1
-    assert "unknown without an instance pool" in capsys.readouterr().err

@@ -65,20 +65,9 @@ def test_every_stage_is_counted_per_category(image_set: ImageSet, pool: Path) ->
     assert (banana.n_images, banana.n_kept, banana.n_dropped) == (1, 0, {})
 
 
-def test_plan_for_a_number_of_instances_follows_the_kept_share_up_to_a_cap(
-    image_set: ImageSet, pool: Path
-) -> None:
-    apple, banana = funnel(image_set, pool)
-    assert apple.images_for(10, cap=1000) == 30
-    assert apple.images_for(10, cap=25) == 25
-    assert banana.images_for(10, cap=25) == 25
-
-
 def test_without_a_pool_the_count_stops_at_the_images(image_set: ImageSet) -> None:
     apple, _ = funnel(image_set)
     assert (apple.n_images, apple.n_kept) == (2, None)
-    with pytest.raises(ValueError, match="unknown without an instance pool"):
-        apple.images_for(1, cap=1)
 
 
 def test_table_has_a_line_per_category_and_the_sums(image_set: ImageSet, pool: Path) -> None:

@@ -98,7 +98,7 @@ def test_sixteen_bit_image_is_refused(tmp_path: Path) -> None:
     with ImageSetWriter(tmp_path, META) as writer:
         writer.add(ROW, stream.getvalue())
     image_set = ImageSet.open(tmp_path)
-    with pytest.raises(ImageSetError, match="colour mode I(;16)?, not 8 bits per channel"):
+    with pytest.raises(ImageSetError, match=r"colour mode I(;16)?, not 8 bits per channel"):
         image_set.read_image(image_set.rows[0])
 
 

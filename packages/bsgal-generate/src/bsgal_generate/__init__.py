@@ -15,6 +15,7 @@ from ._prompt_files import load_prompts
 from ._scenes import SCENE_PROMPTS, scene_plan
 from ._templates import TEMPLATES, PromptTemplate
 from .config import SamplingConfig
+from .errors import SettingsError
 from .progress import GenerationProgress
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ __all__ = [
     "Round",
     "Sample",
     "SamplingConfig",
+    "SettingsError",
     "VerifyReport",
     "derive_seed",
     "funnel",

@@ -46,22 +46,6 @@ class CategoryFunnel:
     n_kept: int | None
     n_dropped: Mapping[str, int]
 
-    def images_for(self, n_instances: int, cap: int) -> int:
-        """Return how many images to plan for a number of kept instances, at the share seen so far.
-
-        Args:
-            n_instances: Instances wanted in the pool.
-            cap: The most images to plan; also the answer where nothing was kept.
-
-        Raises:
-            ValueError: No pool was given, so the share is unknown.
-        """
-        if self.n_kept is None:
-            raise ValueError("the kept share is unknown without an instance pool; give one")
-        if self.n_kept == 0:
-            return cap
-        return min(cap, -(-n_instances * self.n_samples // self.n_kept))
-
 
 def funnel(image_set: ImageSet, pool_dir: str | Path | None = None) -> tuple[CategoryFunnel, ...]:
     """Count every category's images stage by stage.

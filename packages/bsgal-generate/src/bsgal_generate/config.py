@@ -1,4 +1,4 @@
-"""How images are drawn: everything that decides which pixels a plan turns into."""
+"""Every setting: what is drawn, how, with which pipeline and on what."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 _SET_ELSEWHERE = (
     "prompt",
@@ -70,6 +70,103 @@ class SamplingConfig:
             raise ValueError(
                 f"`blank_std` must be at least 0 and finite, in grey levels, got {self.blank_std!r}"
             )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlanConfig:
+    """What is drawn; see `GenerationPlan`."""
+
+    images_per_category: int | None = None
+    """Images of each category; of scenes in all, with a kept target in the first round (none: the
+    target)."""
+
+    templates: tuple[str, ...] = ("single",)
+    """Prompt templates: single, single_noun, single_plain, divergen, or your own as ID=TEXT with
+    {name}, {noun} or {definition}."""
+
+    prompts: str | None = None
+    """Folder of <category_id>.txt, one prompt a line, which replace the templates there."""
+
+    negative_prompt: str | None = None
+    """What to steer away from."""
+
+    seed: int = 0
+    """Seed of the whole run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PipelineConfig:
+    """What draws; see `load_pipeline`."""
+
+    model: str = "tiny"
+    """The built-in tiny, a folder in diffusers' layout, or a hub id."""
+
+    revision: str | None = None
+    """Commit or branch of a hub id; allows downloading it."""
+
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    """Number format; none takes bfloat16 on a GPU, or float16 where it has none, and float32 on a
+    CPU."""
+
+    scheduler: str | None = None
+    """Class name of another diffusers scheduler; none keeps the pipeline's own."""
+
+    upscaler: str | None = None
+    """Second stage of a two-stage model such as DeepFloyd IF: a folder or a hub id."""
+
+    upscaler_revision: str | None = None
+    """Commit or branch of the upscaler's hub id; allows downloading it."""
+
+    attention_slicing: bool = False
+    """Whether attention takes less memory and more time."""
+
+    compile_backend: str | None = None
+    """Compile the denoiser with this backend, such as inductor: minutes for the first batch of
+    every size; none does not compile."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkersConfig:
+    """Where it runs. None of this decides what an image shows."""
+
+    devices: tuple[str, ...] = ()
+    """Devices such as cuda:0 or cpu, for each of several a process of its own; none given takes a
+    GPU if there is one."""
+
+    batch_size: int = 8
+    """Images at a time."""
+
+    ray_workers: int | None = None
+    """Workers on a Ray cluster, instead of devices."""
+
+    gpus_per_worker: float = 1.0
+    """GPUs that each Ray worker takes; 0 runs it on CPUs."""
+
+    ray_address: str | None = None
+    """The Ray cluster; none takes $RAY_ADDRESS, or else one on this computer alone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RoundsConfig:
+    """How many images a number of kept instances takes; see `next_round`."""
+
+    kept_target: int | None = None
+    """Instances that each category is to have in the pool, drawn round by round; none draws the
+    images per category."""
+
+    cap: int = 1000
+    """Most images of a category, with a kept target."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateConfig:
+    """Hold all tables of a settings file."""
+
+    plan: PlanConfig = field(default_factory=PlanConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    pipeline: PipelineConfig = field(default_factory=PipelineConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
 
 
 def _is_json(value: object) -> bool:

@@ -33,3 +33,7 @@ class WorkerError(RuntimeError):
 
 class NonfiniteImagesError(RuntimeError):
     """A pipeline gave nothing but NaN or infinite values, so it cannot work as it is loaded."""
+
+
+class SettingsError(ValueError):
+    """A file of settings, or a flag, cannot be used: an unknown name, or a wrong value."""
