@@ -349,3 +349,51 @@ def test_a_loss_from_before_the_block_is_given_as_the_reason():
         pytest.raises(ValueError, match=r"depend on \['bias', 'weight'\], by calls before"),
     ):
         scorer.score(before, INDEX)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_loss_scale_that_nothing_can_be_divided_by_leaves_the_cache(scale):
+    layer = nn.Linear(8, 4)
+    cache = GradientCache(layer.named_parameters(), decay=0.5)
+    cache.update({name: torch.ones_like(p) for name, p in layer.named_parameters()})
+    before = {name: cache[name].clone() for name in cache.names}
+    scorer = GhostScorer(layer, cache)
+    with scorer:
+        loss = layer(torch.randn(N_ROWS, 8)).square().sum()
+        with pytest.raises(ValueError, match="`loss_scale` must be finite and positive"):
+            scorer.score(loss, INDEX, loss_scale=scale)
+    for name in cache.names:
+        torch.testing.assert_close(cache[name], before[name], rtol=0, atol=0)
+
+
+class Returning(nn.Module):
+    """Calls a module with more than the rows, or with none."""
+
+    def __init__(self, inner, call):
+        super().__init__()
+        self.inner, self.call = inner, call
+
+    def forward(self, x):
+        return self.call(self.inner, x)
+
+
+@pytest.mark.parametrize(
+    ("inner", "call", "cause"),
+    [
+        (nn.LSTM(8, 8), lambda m, x: m(x)[0], r"LSTM returned tuple"),
+        (nn.Bilinear(8, 8, 4), lambda m, x: m(x, x), r"Bilinear was called with a second tensor"),
+        (nn.GRUCell(8, 8), lambda m, x: m(x, x), r"GRUCell was called with a second tensor"),
+        (
+            nn.utils.parametrizations.weight_norm(nn.Linear(8, 4)),
+            lambda m, x: m(x),
+            r"was not called with a tensor of rows first",
+        ),
+    ],
+    ids=["lstm", "bilinear", "gru cell", "weight norm"],
+)
+def test_a_module_that_cannot_be_run_for_some_rows_is_named_with_the_cause(inner, call, cause):
+    model = Returning(inner, call)
+    cache = GradientCache(model.named_parameters(), decay=0.0)
+    scorer = GhostScorer(model, cache, other_layers="exact")
+    with scorer, pytest.raises(UnsupportedLayerError, match=rf"'inner\..*{cause}"):
+        scorer.score(model(torch.randn(N_ROWS, 8)).sum(), INDEX)

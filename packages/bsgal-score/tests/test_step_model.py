@@ -187,6 +187,14 @@ def test_unit_weight_scales_the_prediction():
     assert metric[0].scale == pytest.approx(0.025)
 
 
+def test_an_optimizer_that_begins_to_maximise_is_noticed():
+    setting = Setting("sgd", 0.1, n_steps=1)
+    step = StepModel(setting.optimizer)
+    setting.optimizer.param_groups[0]["maximize"] = True
+    with pytest.raises(ValueError, match="maximises"):
+        step.metric(dict(setting.model.named_parameters()))
+
+
 def test_misuse_is_explained():
     setting = Setting("adam", 0.1, n_steps=0)
     with pytest.raises(ValueError, match=r"Adam has taken no step on '0\.weight' yet"):

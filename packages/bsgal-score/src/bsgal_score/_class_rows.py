@@ -24,6 +24,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ._distributed import agreed, unite
 from ._linear_maps import check_version, version_of
+from ._loss_check import check_loss
 from .eager.ghost import compute_dtype, sum_by_unit
 from .errors import NonFiniteGradientError, StateMismatchError
 
@@ -132,7 +133,7 @@ class ClassRowScorer:
         """
         with agreed(group):
             calls = self._unchanged_calls()
-            _check_loss(loss, loss_scale)
+            check_loss(loss, loss_scale)
             self._check_units(unit_classes, is_reference)
             indices = _index_calls(calls, unit_index, len(unit_classes))
             with torch.autocast(loss.device.type, enabled=False):
@@ -271,13 +272,6 @@ class _Call:
     """Of the inputs when the call was made."""
     edge: GradientEdge
     """Where δ is taken."""
-
-
-def _check_loss(loss: Tensor, loss_scale: float) -> None:
-    if loss.dim() != 0 or not loss.requires_grad:
-        raise ValueError("`loss` must be a scalar that requires grad")
-    if not (math.isfinite(loss_scale) and loss_scale > 0):
-        raise ValueError(f"`loss_scale` must be finite and positive, got {loss_scale}")
 
 
 def _index_calls(

@@ -19,6 +19,7 @@ from ._curvature import CallRows
 from ._distributed import agreed, any_process
 from ._layer_scores import Reached, gradients, score_layer, step_effects
 from ._layout import check_whole
+from ._loss_check import check_loss
 from ._recorder import Recorder, record_module, without_parameters
 from ._step_model import StepModel
 from ._unit_index import IGNORED, REFERENCE, IndexedCall, UnitAxis, UnitIndex, index_calls
@@ -201,8 +202,7 @@ class GhostScorer:
         curvature = step.curvature if step is not None and update_cache else None
         with torch.autocast(loss.device.type, enabled=False):
             with agreed(exchanging):
-                if loss.dim() != 0 or not loss.requires_grad:
-                    raise ValueError("`loss` must be a scalar that requires grad")
+                check_loss(loss, loss_scale)
                 calls = self._recorded_calls(loss, unit_index, unit_axis)
                 n_units = _checked_n_units(calls, n_units)
                 if update_cache and step is not None and step.reference_at == "look_ahead":

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from ._graph import Place, output_edge, sources_of, unrecorded_uses
 from ._linear_maps import LINEAR_MAPS, ExactCall, LinearCall, version_of, why_unsupported
+from .errors import UnsupportedLayerError
 
 Call = LinearCall | ExactCall
 
@@ -210,6 +211,18 @@ def _name(function: Callable[..., Any]) -> str:
     return getattr(getattr(function, "__self__", None), "__name__", name) if "__" in name else name
 
 
+def _why_not_exact(args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> str | None:
+    """Say why a module's call cannot be made again for some of its rows; None if it can."""
+    if not isinstance(outputs, Tensor):
+        return f"returned {type(outputs).__name__}"
+    if not (args and isinstance(args[0], Tensor) and args[0].dim() > 0):
+        return "was not called with a tensor of rows first"
+    others = [one for one in (*args[1:], *kwargs.values()) if isinstance(one, Tensor)]
+    if any(one.dim() > 0 and len(one) == len(args[0]) for one in others):
+        return "was called with a second tensor that has an entry for every row"
+    return None
+
+
 def record_module(
     recorder: Recorder, module: torch.nn.Module, names: Mapping[str, str]
 ) -> list[torch.utils.hooks.RemovableHandle]:
@@ -230,10 +243,13 @@ def record_module(
         recorder.leave_module()
         if not recorder.active:
             return
-        if not (isinstance(outputs, Tensor) and args and isinstance(args[0], Tensor)):
-            raise TypeError(
-                f"other_layers='exact' needs modules that map a tensor of rows to a tensor; "
-                f"{type(module).__name__} returned {type(outputs).__name__}"
+        problem = _why_not_exact(args, kwargs, outputs)
+        if problem is not None:
+            raise UnsupportedLayerError(
+                f"{sorted(names.values())} cannot be scored with other_layers='exact', which runs "
+                f"modules that map one tensor of rows to a tensor once more for every unit: "
+                f"{type(module).__name__} {problem}; pass other_layers='skip', or exclude them "
+                "from the cache"
             )
         if outputs.requires_grad:
             recorder.calls.append(

@@ -92,13 +92,12 @@ class StepModel:
         curvature_decay: float = 0.9,
     ) -> None:
         optimizer = plain_optimizer(optimizer)
-        if any(group.get("maximize") for group in optimizer.param_groups):
-            raise ValueError("`optimizer` maximises; scores are about lowering a loss")
         if reference_at not in _POINTS:
             raise ValueError(f"`reference_at` must be one of {_POINTS}, got {reference_at!r}")
         if displacement not in ("linear", "exact"):
             raise ValueError(f"`displacement` must be 'linear' or 'exact', got {displacement!r}")
         self.optimizer = optimizer
+        self._groups()
         self.displacement: Literal["linear", "exact"] = displacement
         self.unit_weight = float(unit_weight)
         self.reference_at: ReferencePoint = reference_at
@@ -364,6 +363,9 @@ class StepModel:
 
     def _groups(self) -> dict[int, dict[str, Any]]:
         """Return the group of each parameter that the optimizer moves, by the parameter's id."""
+        # Read anew each time: groups are added, and their settings changed, while a model trains.
+        if any(group.get("maximize") for group in self.optimizer.param_groups):
+            raise ValueError("`optimizer` maximises; scores are about lowering a loss")
         return {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
 
     def _has_started(self, parameter: Tensor) -> bool:
