@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bsgal_paste import PasteConfig, cli
-from bsgal_paste._compose import ComposeConfig
+from bsgal_paste import cli
 from bsgal_paste._lvis import load_lvis, read_annotated_image
+from bsgal_paste._settings_file import field_docs, read_settings, write_settings
+from bsgal_paste.config import PRESETS, Settings
 
 
 @pytest.fixture
@@ -143,11 +144,47 @@ def test_bad_usage_exits_with_2(arguments):
     assert caught.value.code == 2
 
 
-def test_flags_and_config_fields_agree():
-    fields = {field.name for field in dataclasses.fields(PasteConfig)}
-    assert set(cli._PASTE_FLAGS) == fields
-    arguments = ["--pool", "p", "--annotations", "a", "--image-root", "i", "--out", "o"]
-    options = cli.build_parser().parse_args(["compose", *arguments])
-    for field in dataclasses.fields(ComposeConfig):
-        assert getattr(options, field.name) == getattr(ComposeConfig(), field.name)
-    assert all(getattr(options, name) is None for name in fields)
+def test_flags_keys_and_fields_agree(tmp_path):
+    places = set()
+    for table in dataclasses.fields(Settings):
+        part = getattr(Settings(), table.name)
+        names = [inner.name for inner in dataclasses.fields(part)]
+        assert list(field_docs(type(part))) == names
+        places |= {f"{table.name}.{name}" for name in names}
+    assert set((cli.PASTE_FLAGS | cli.COMPOSE_FLAGS).values()) <= places
+    for preset in PRESETS.values():
+        settings = Settings(paste=dataclasses.replace(preset, scale_range=(0.125, 0.5)))
+        file = tmp_path / f"{preset.source}-{preset.visibility}.toml"
+        write_settings(file, settings)
+        assert read_settings(file, Settings()) == settings
+
+
+def test_a_folder_goes_on_with_the_file_that_its_flags_wrote(photo_arguments, tmp_path, capsys):
+    file, out = str(tmp_path / "paste.toml"), ["--out", str(tmp_path / "composed")]
+    flags = ["--preset", "xpaste", "--seed", "3", "--count-range", "1", "3"]
+    assert cli.main(["compose", *flags, "--write-config", file]) == 0
+    assert cli.main(["compose", *photo_arguments, *out, *flags]) == 0
+    meta = (tmp_path / "composed" / "meta.json").read_bytes()
+    assert cli.main(["compose", *photo_arguments, *out, "--config", file]) == 0
+    assert (tmp_path / "composed" / "meta.json").read_bytes() == meta
+    other = ["--config", file, "--seed", "4"]
+    assert cli.main(["compose", *photo_arguments, *out, *other]) == 1
+    assert "output of another run" in capsys.readouterr().err
+
+
+def test_a_file_of_a_few_settings_leaves_the_preset_the_others(photo_arguments, tmp_path):
+    (tmp_path / "paste.toml").write_text("[paste]\nmin_side_px = 7\ncolour_prob = 1\n")
+    arguments = [*photo_arguments, "--out", str(tmp_path / "composed"), "--preset", "xpaste"]
+    assert cli.main(["compose", *arguments, "--config", str(tmp_path / "paste.toml")]) == 0
+    recorded = json.loads((tmp_path / "composed" / "meta.json").read_text())["config"]["paste"]
+    found = [recorded[name] for name in ("visibility", "min_side_px", "colour_prob")]
+    assert found == ["official", 7, 1.0]
+
+
+def test_a_wrong_settings_file_is_bad_usage_in_one_line(photo_arguments, tmp_path, capsys):
+    (tmp_path / "paste.toml").write_text("[paste]\ncount_range = [1, 2.5]\n")
+    arguments = [*photo_arguments, "--out", str(tmp_path / "out.png")]
+    assert cli.main(["preview", *arguments, "--config", str(tmp_path / "paste.toml")]) == 2
+    error = capsys.readouterr().err
+    assert "[paste] count_range must be a list of 2 (a whole number), got [1, 2.5]" in error
+    assert error.count("\n") == 1

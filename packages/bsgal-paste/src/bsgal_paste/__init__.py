@@ -42,6 +42,7 @@ from bsgal_paste.errors import (
     EmptyPoolError,
     NoCommonCategoryError,
     PoolFormatError,
+    SettingsError,
 )
 
 __version__ = version("bsgal-paste")
@@ -84,6 +85,7 @@ __all__ = [
     "ScaleEntry",
     "ScaleRule",
     "ScaleStatistics",
+    "SettingsError",
     "Source",
     "UniformSampler",
     "UniformScale",

@@ -16,16 +16,17 @@ from typing import Any
 from PIL import Image
 
 from bsgal_paste import __version__
-from bsgal_paste._blend import BLEND_MODES
-from bsgal_paste._compose import ComposeConfig, compose
-from bsgal_paste._copy_paste import ORDERS, POSITIONS, SOURCES, CopyPaste, sample_rng
+from bsgal_paste._compose import compose
+from bsgal_paste._copy_paste import CopyPaste, sample_rng
 from bsgal_paste._donors import LvisDonors
 from bsgal_paste._lvis import Lvis, load_lvis, read_annotated_image
 from bsgal_paste._pool import InstancePool
 from bsgal_paste._pool_sources import open_any_pool, open_folder_pool, write_xpaste_json
 from bsgal_paste._preview import contact_sheet, draw_result
 from bsgal_paste._scale import ScaleStatistics
-from bsgal_paste.config import PRESETS
+from bsgal_paste._settings_file import add_flags, settings_of, write_settings
+from bsgal_paste.config import PRESETS, PasteConfig, Settings
+from bsgal_paste.errors import SettingsError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         options.run(options)
+    except SettingsError as error:
+        print(f"bsgal-paste: {error}", file=sys.stderr)
+        return 2
     except (ValueError, OSError) as error:
         print(f"bsgal-paste: {error}", file=sys.stderr)
         return 1
@@ -55,21 +59,17 @@ def build_parser() -> argparse.ArgumentParser:
     preview.add_argument("--n-images", type=int, default=12, help="images on it (default 12)")
     preview.add_argument("--n-columns", type=int, default=4, help="images in a row (default 4)")
     preview.add_argument("--tile-px", type=int, default=480, help="image size, px (default 480)")
-    preview.add_argument("--seed", type=int, default=0, help="seed (default 0)")
+    add_flags(preview, Settings(), PASTE_FLAGS, required=None)
     preview.set_defaults(run=run_preview)
 
     composer = commands.add_parser(
         "compose", help="write an augmented LVIS data set; run again to go on after a stop"
     )
-    _add_input_options(composer)
-    composer.add_argument("--out", type=Path, required=True, help="folder to write")
+    required = _add_input_options(composer)
+    out = composer.add_argument("--out", type=Path, required=True, help="folder to write")
     composer.add_argument("--n-workers", type=int, default=1, help="processes (default 1)")
     composer.add_argument("--dry-run", action="store_true", help="say what would be written")
-    defaults = ComposeConfig()
-    for name, settings in _COMPOSE_FLAGS.items():
-        default = getattr(defaults, name)
-        described = f"{settings['help']} (default {default})"
-        composer.add_argument(_flag(name), default=default, **(settings | {"help": described}))
+    add_flags(composer, Settings(), PASTE_FLAGS | COMPOSE_FLAGS, required=(*required, out))
     composer.set_defaults(run=run_compose)
 
     card = commands.add_parser("card", help="print a summary of a pool as JSON")
@@ -93,7 +93,8 @@ def run_preview(options: argparse.Namespace) -> None:
     """Write a contact sheet."""
     if min(options.n_images, options.n_columns, options.tile_px) < 1:
         raise ValueError("--n-images, --n-columns and --tile-px must be positive")
-    lvis, paste, _ = _inputs(options)
+    settings = _settings(options)
+    lvis, paste, _ = _inputs(options, settings.paste)
     annotations = lvis.annotations_by_image()
     names = {int(category["id"]): str(category["name"]) for category in lvis.categories}
     tiles = []
@@ -102,7 +103,7 @@ def run_preview(options: argparse.Namespace) -> None:
         target, _ = read_annotated_image(
             image, annotations[image["id"]], options.image_root, boxes_only=lvis.boxes_only
         )
-        result = paste(target, sample_rng(options.seed, 0, int(image["id"])))
+        result = paste(target, sample_rng(settings.compose.seed, 0, int(image["id"])))
         n_pasted += result.n_pasted
         tiles.append(draw_result(result, names, tile_px=options.tile_px))
     sheet = contact_sheet(tiles, tile_px=options.tile_px, n_columns=options.n_columns)
@@ -113,9 +114,12 @@ def run_preview(options: argparse.Namespace) -> None:
 
 def run_compose(options: argparse.Namespace) -> None:
     """Write an augmented data set."""
-    names = [field.name for field in dataclasses.fields(ComposeConfig)]
-    config = ComposeConfig(**{name: getattr(options, name) for name in names})
-    lvis, paste, recipe = _inputs(options)
+    settings = _settings(options)
+    if options.write_config:
+        write_settings(options.write_config, settings)
+        return
+    config = settings.compose
+    lvis, paste, recipe = _inputs(options, settings.paste)
     if options.dry_run:
         n_images = len(lvis.images) * config.copies_per_image
         print(
@@ -179,11 +183,18 @@ def run_export_xpaste(options: argparse.Namespace) -> None:
     print(f"{options.out}: {len(pool)} instances of {len(pool.category_ids)} categories")
 
 
-def _add_input_options(parser: argparse.ArgumentParser) -> None:
+def _add_input_options(
+    parser: argparse.ArgumentParser,
+) -> tuple[argparse.Action, argparse.Action]:
+    """Add what is pasted into and from; return what cannot be left out."""
     parser.add_argument("--pool", type=Path, help=f"{_POOL_HELP}; if the source has one")
     parser.add_argument("--pool-image-root", type=Path, help=_POOL_ROOT_HELP)
-    parser.add_argument("--annotations", type=Path, required=True, help="LVIS v1 JSON")
-    parser.add_argument("--image-root", type=Path, required=True, help="folder of its images")
+    annotations = parser.add_argument(
+        "--annotations", type=Path, required=True, help="LVIS v1 JSON"
+    )
+    images = parser.add_argument(
+        "--image-root", type=Path, required=True, help="folder of its images"
+    )
     parser.add_argument(
         "--statistics", type=Path,
         help="LVIS v1 JSON to measure object scales on (default: the annotations)",
@@ -194,79 +205,37 @@ def _add_input_options(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--preset", choices=sorted(PRESETS), default="default",
-        help="start from these settings (default: default)",
+        help="what settings are that neither file nor flag names (default: default)",
     )  # fmt: skip
-    recipe = parser.add_argument_group("pasting, overriding the preset")
-    for name, settings in _PASTE_FLAGS.items():
-        described = f"{settings['help']} (default {getattr(PRESETS['default'], name)})"
-        recipe.add_argument(_flag(name), **(settings | {"help": described}))
+    return annotations, images
 
 
-_COMPOSE_FLAGS: dict[str, dict[str, Any]] = {
-    "copies_per_image": {"type": int, "help": "augmented versions of each image"},
-    "seed": {"type": int, "help": "seed of everything random"},
-    "image_format": {"choices": ("jpg", "png"), "help": "png keeps every pixel"},
-    "segmentation": {"choices": ("polygon", "rle"), "help": "how masks are written"},
-    "jpeg_quality": {"type": int, "help": "quality of jpg files, 1 to 100"},
+PASTE_FLAGS = {
+    "--source": "paste.source",
+    "--count-range": "paste.count_range",
+    "--scale-range": "paste.scale_range",
+    "--blend-mode": "paste.blend_mode",
+    "--seed": "compose.seed",
 }
-_LOW_HIGH: dict[str, Any] = {"nargs": 2, "metavar": ("LOW", "HIGH")}
-_PASTE_FLAGS: dict[str, dict[str, Any]] = {
-    "source": {
-        "choices": SOURCES,
-        "help": "where instances come from; self: other images of the annotations",
-    },
-    "count_range": {"type": int, "help": "pool instances per image, HIGH exclusive", **_LOW_HIGH},
-    "scale_range": {
-        "type": float,
-        "help": "square root of an instance's share of the image; None: as the real objects",
-        **_LOW_HIGH,
-    },
-    "aspect_range": {"type": float, "help": "factor on width / height", **_LOW_HIGH},
-    "flip_prob": {"type": float, "help": "probability of a mirror image, 0 to 1"},
-    "rotation_range_deg": {
-        "type": float,
-        "help": "turn of pool instances, degrees counter-clockwise",
-        **_LOW_HIGH,
-    },
-    "colour_prob": {
-        "type": float,
-        "help": "probability that a pool instance's colours vary, 0 to 1",
-    },
-    "position": {
-        "choices": POSITIONS,
-        "help": "uniform: the image's border may cut objects; inside: it does not",
-    },
-    "order": {"choices": ORDERS, "help": "which pool instances lie on top"},
-    "min_side_px": {"type": int, "help": "pool instances with a shorter side are left out, px"},
-    "donor_scale_range": {
-        "type": float,
-        "help": "factor on the size of an image that instances are copied from",
-        **_LOW_HIGH,
-    },
-    "max_donor_instances": {"type": int, "help": "most instances copied from one image"},
-    "visibility": {"choices": ("share", "official"), "help": "which covered instances stay"},
-    "min_visible_frac": {"type": float, "help": "share of the area that stays visible, for share"},
-    "min_visible_px": {"type": int, "help": "pixels that stay visible, for share"},
-    "blend_mode": {"choices": BLEND_MODES, "help": "how pixels are combined"},
+COMPOSE_FLAGS = {
+    "--copies-per-image": "compose.copies_per_image",
+    "--image-format": "compose.image_format",
+    "--segmentation": "compose.segmentation",
 }
+"""What is changed daily; everything else is changed in the settings file."""
 
 
 _POOL_HELP = "pool folder, folder of category folders of RGBA PNGs, X-Paste index or LVIS JSON"
 _POOL_ROOT_HELP = "folder of the images of a JSON pool (default: the folder it is in)"
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+def _settings(options: argparse.Namespace) -> Settings:
+    return settings_of(options, Settings(paste=PRESETS[options.preset]))
 
 
-def _inputs(options: argparse.Namespace) -> tuple[Lvis, CopyPaste, dict[str, Any]]:
-    given = {name: getattr(options, name) for name in _PASTE_FLAGS}
-    changes: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in given.items()
-        if value is not None
-    }
-    recipe = dataclasses.replace(PRESETS[options.preset], **changes)
+def _inputs(
+    options: argparse.Namespace, recipe: PasteConfig
+) -> tuple[Lvis, CopyPaste, dict[str, Any]]:
     if not options.image_root.is_dir():
         raise ValueError(f"there is no image folder {options.image_root}")
     lvis = load_lvis(options.annotations)

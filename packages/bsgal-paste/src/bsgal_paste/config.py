@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from bsgal_paste._blend import BlendMode
 from bsgal_paste._colour import ColourJitter
+from bsgal_paste._compose import ComposeConfig
 from bsgal_paste._copy_paste import CopyPaste, Order, Position, Source, check_source
 from bsgal_paste._donors import Donors
 from bsgal_paste._pool import InstancePool
@@ -22,7 +23,7 @@ class PasteConfig:
     source: Source = "pool"
     """Where instances come from: a pool, other annotated images (`self`), both, or nowhere."""
     count_range: tuple[int, int] = (0, 20)
-    """Pool instances per image, uniform, upper end exclusive."""
+    """Pool instances per image, uniform, the second number exclusive."""
     scale_range: tuple[float, float] | None = None
     """Range of the square root of a pool instance's share of the image; None draws from the normal
     distribution of its category in the annotations."""
@@ -39,7 +40,7 @@ class PasteConfig:
     order: Order = "drawn"
     """Which pool instances lie on top."""
     min_side_px: int = 5
-    """Pool instances with a shorter side are left out."""
+    """Pool instances with a shorter side are left out, in pixels."""
     donor_scale_range: tuple[float, float] = (0.1, 2.0)
     """Range of the factor on the size of the image that instances are copied from."""
     max_donor_instances: int = 100
@@ -133,3 +134,11 @@ objects, that image scaled by 0.1 to 2.0 (large scale jittering) and mirrored ha
 masks smoothed by a Gaussian, only fully hidden objects removed. The target must be jittered
 likewise by its loader. We place the scaled image anywhere, and smooth inwards only, so that pixels
 outside the masks stay as they are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Hold all tables of a settings file."""
+
+    paste: PasteConfig = field(default_factory=PasteConfig)
+    compose: ComposeConfig = field(default_factory=ComposeConfig)

@@ -32,3 +32,7 @@ class CorruptInstanceError(ValueError):
 
 class AnnotationError(ValueError):
     """Report an annotation file that is not usable LVIS v1 JSON, naming the entry at fault."""
+
+
+class SettingsError(ValueError):
+    """A file of settings, or a flag, cannot be used: an unknown name, or a wrong value."""
