@@ -154,7 +154,7 @@ def _check_annotation(
             f"{where}: `area` must be a number of pixels, at least 0, got {shortened(area)}"
         )
     crowd = annotation.get("iscrowd", 0)
-    if not isinstance(crowd, int) or crowd not in (0, 1):
+    if type(crowd) is not int or crowd not in (0, 1):
         raise AnnotationError(f"{where}: `iscrowd` must be 0 or 1, got {shortened(crowd)}")
     if has_segmentation(annotation):
         check_segmentation(annotation["segmentation"], image_hw, where)

@@ -6,6 +6,7 @@ otherwise its writer was stopped in the middle of it and it does not. Reading ch
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
@@ -53,6 +54,8 @@ def parse_json(content: bytes) -> Any:
     Raises:
         ValueError: It is not that, or is nested too deeply.
     """
+    if content.startswith(codecs.BOM_UTF8):
+        raise ValueError("not valid JSON: it begins with a byte order mark; save it without one")
     try:
         return _DECODER.decode(content.decode())
     except RecursionError:

@@ -104,8 +104,18 @@ class DecisionLog:
         temporary.replace(path)
 
 
-def read_decisions(folder: Path) -> pa.Table:
-    """Return all rows of a decision log in the order they were made."""
+def read_decisions(folder: str | Path) -> pa.Table:
+    """Return all rows of a decision log in the order they were made.
+
+    Args:
+        folder: `decisions` in the run's folder.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no decision log {folder}; a run's is RUN/decisions")
     tables = [pq.read_table(path, schema=SCHEMA) for path in _parts(folder)]
     return pa.concat_tables([SCHEMA.empty_table(), *tables])
 
