@@ -11,8 +11,8 @@ import pytest
 
 from bsgal_train import cli as train_cli
 from bsgal_train.builtin.dataset import BuiltinDataset
-from bsgal_train.decision_log import read_decisions
-from bsgal_train.metrics import read_metrics
+from bsgal_train.run_folder.decision_log import read_decisions
+from bsgal_train.run_folder.run_log import read_metrics
 
 
 def rows_of(manifest: Path) -> list[dict[str, object]]:

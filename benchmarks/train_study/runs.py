@@ -114,7 +114,7 @@ class Study:
 
     def _verdicts(self, arm: str, seed: int) -> dict[str, float]:
         """Return the accepted share of instances, and how well rejection finds the defects."""
-        from bsgal_train.decision_log import read_decisions
+        from bsgal_train.run_folder.decision_log import read_decisions
 
         log = [
             {**row, "defect": self._planted.get(row["instance_id"])}

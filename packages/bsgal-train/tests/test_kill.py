@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 
-from bsgal_train.checkpoint import CheckpointFolder
-from bsgal_train.decision_log import read_decisions
-from bsgal_train.metrics import read_metrics
 from bsgal_train.recipe import Recipe
 from bsgal_train.run import train
+from bsgal_train.run_folder.checkpoint import CheckpointFolder
+from bsgal_train.run_folder.decision_log import read_decisions
+from bsgal_train.run_folder.run_log import read_metrics
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from bsgal_train import processes
-from bsgal_train.decision_log import read_decisions
 from bsgal_train.errors import LostProcessError
-from bsgal_train.metrics import read_metrics
 from bsgal_train.recipe import Recipe
 from bsgal_train.replay import replay
 from bsgal_train.run import train
+from bsgal_train.run_folder.decision_log import read_decisions
+from bsgal_train.run_folder.run_log import read_metrics
 from bsgal_train.training_steps import DivergedError, TrainingSteps
 
 Spoil = Callable[..., None]

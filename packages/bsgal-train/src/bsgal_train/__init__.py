@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bsgal_train.annotations import LvisAnnotations
-    from bsgal_train.decision_log import read_decisions
     from bsgal_train.evaluation import evaluate_lvis
     from bsgal_train.recipe import Recipe
     from bsgal_train.recipes import load_recipe
     from bsgal_train.run import evaluate, train
+    from bsgal_train.run_folder.decision_log import read_decisions
 
 __all__ = [
     "LvisAnnotations",
@@ -35,7 +35,7 @@ _MODULES = {
     "evaluate": "run",
     "evaluate_lvis": "evaluation",
     "load_recipe": "recipes",
-    "read_decisions": "decision_log",
+    "read_decisions": "run_folder.decision_log",
     "train": "run",
 }
 

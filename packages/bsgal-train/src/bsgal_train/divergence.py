@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bsgal_train import processes
-from bsgal_train.decision_log import Decision
 from bsgal_train.recipe import Recipe
+from bsgal_train.run_folder.decision_log import Decision
 from bsgal_train.training_steps import DivergedError, step_seed
 
 if TYPE_CHECKING:

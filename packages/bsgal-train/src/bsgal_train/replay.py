@@ -11,15 +11,15 @@ import torch
 
 from bsgal_train import processes
 from bsgal_train.assembly import Assembly, assemble
-from bsgal_train.checkpoint import CheckpointFolder, TrainingState
 from bsgal_train.data_paths import DataPaths
-from bsgal_train.decision_log import Decision, read_decisions
 from bsgal_train.divergence import Divergence, SampleContents, read_divergences
-from bsgal_train.metrics import read_metrics
 from bsgal_train.nonfinite_watch import BadLoss, BadOutput, NonFiniteWatch
-from bsgal_train.provenance import describe_inputs, read_provenance, versions
 from bsgal_train.recipe import Recipe
-from bsgal_train.same_run import differing_settings
+from bsgal_train.run_folder.checkpoint import CheckpointFolder, TrainingState
+from bsgal_train.run_folder.decision_log import Decision, read_decisions
+from bsgal_train.run_folder.provenance import describe_inputs, read_provenance, versions
+from bsgal_train.run_folder.run_log import read_metrics
+from bsgal_train.run_folder.same_run import differing_settings
 from bsgal_train.training_steps import DivergedError, StepOutcome
 
 __all__ = ["LOCATIONS", "Replay", "replay"]

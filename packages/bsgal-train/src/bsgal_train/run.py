@@ -15,7 +15,6 @@ from bsgal_train import processes
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.assembly import Assembly, assemble
 from bsgal_train.data_paths import DataPaths
-from bsgal_train.decision_log import read_decisions
 from bsgal_train.derived import file_sha256
 from bsgal_train.detector import (
     best_device,
@@ -24,15 +23,16 @@ from bsgal_train.detector import (
     save_detector,
 )
 from bsgal_train.evaluation import LvisResult
-from bsgal_train.metrics import read_metrics
-from bsgal_train.provenance import (
+from bsgal_train.recipe import Recipe
+from bsgal_train.run_folder.decision_log import read_decisions
+from bsgal_train.run_folder.provenance import (
     describe_annotations,
     describe_inputs,
     save_provenance,
     versions,
 )
-from bsgal_train.recipe import Recipe
-from bsgal_train.same_run import differing_settings
+from bsgal_train.run_folder.run_log import read_metrics
+from bsgal_train.run_folder.same_run import differing_settings
 from bsgal_train.trainer import Progress, Trainer
 from bsgal_train.validation import validate
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from bsgal_train.annotations import LvisAnnotations
-from bsgal_train.decision_log import Decision, DecisionLog
 from bsgal_train.evaluation import evaluate_lvis
 from bsgal_train.recipe import Recipe
+from bsgal_train.run_folder.decision_log import Decision, DecisionLog
 
 Decide = Callable[..., Decision]
 

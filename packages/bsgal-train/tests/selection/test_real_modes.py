@@ -14,10 +14,10 @@ from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data.crop import CropWindow
 from bsgal_train.data.images import read_image
 from bsgal_train.data.masks import crop_masks
-from bsgal_train.decision_log import read_decisions
-from bsgal_train.metrics import read_metrics
 from bsgal_train.recipes import load_recipe
 from bsgal_train.run import train
+from bsgal_train.run_folder.decision_log import read_decisions
+from bsgal_train.run_folder.run_log import read_metrics
 
 ROOT = Path(__file__).parents[5] / "shared" / "data" / "coco-mini"
 MODES = ("none", "paste_all", "paste_random", "paper", "batch", "image", "instance", "oracle")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor, nn
 
-from bsgal_train.decision_log import Decision
+from bsgal_train.run_folder.decision_log import Decision
 
 if TYPE_CHECKING:
     from bsgal_train.data import TrainingSample

@@ -21,8 +21,8 @@ from bsgal_score import (
 )
 from bsgal_train import processes
 from bsgal_train.data.samples import TrainingSample
-from bsgal_train.decision_log import Decision
 from bsgal_train.recipe import SelectionConfig
+from bsgal_train.run_folder.decision_log import Decision
 
 __all__ = ["GROUPS", "Judge", "Judgement", "Unit", "decision_rows"]
 

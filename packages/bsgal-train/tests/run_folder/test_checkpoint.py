@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bsgal_train.checkpoint import CheckpointFolder, TrainingState, check_same_model
 from bsgal_train.errors import OtherModelError
+from bsgal_train.run_folder.checkpoint import CheckpointFolder, TrainingState, check_same_model
 
 
 def state(step: int) -> TrainingState:

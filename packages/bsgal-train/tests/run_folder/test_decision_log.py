@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from bsgal_train.decision_log import SCHEMA, Decision, DecisionLog, read_decisions
+from bsgal_train.run_folder.decision_log import SCHEMA, Decision, DecisionLog, read_decisions
 
 
 def decision(step: int, contribution: float | None = 0.25) -> Decision:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bsgal_train.metrics import MetricsLog, read_metrics
+from bsgal_train.run_folder.run_log import MetricsLog, read_metrics
 
 
 def test_rows_are_appended(tmp_path: Path) -> None:
