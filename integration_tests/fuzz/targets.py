@@ -29,7 +29,7 @@ from bsgal_paste._instance_images import cut_out
 from bsgal_paste._lvis import load_lvis, read_annotated_image
 from bsgal_paste._pool_sources import open_xpaste_pool
 from bsgal_train.annotations import LvisAnnotations
-from bsgal_train.check_data import check_data
+from bsgal_train.annotations.check import check_data
 
 GENERATE = (
     bsgal_generate.errors.ImageSetError,

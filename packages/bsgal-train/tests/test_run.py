@@ -11,8 +11,8 @@ import pytest
 from safetensors.torch import load_file
 
 from bsgal_paste import EmptyPoolError, NoCommonCategoryError, PoolFormatError
+from bsgal_train.annotations.derived import file_sha256
 from bsgal_train.compare import compare_runs
-from bsgal_train.derived import file_sha256
 from bsgal_train.errors import (
     AnnotationError,
     MissingImagesError,

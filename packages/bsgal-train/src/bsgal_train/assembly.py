@@ -11,8 +11,9 @@ from torch import nn
 
 from bsgal_paste import CategoryBalancedSampler, CopyPaste, InstancePool, NormalScale
 from bsgal_train import processes
-from bsgal_train._data_findings import lvis_v1_train_problem
 from bsgal_train.annotations import LvisAnnotations
+from bsgal_train.annotations.derived import file_sha256, scale_statistics
+from bsgal_train.annotations.findings import lvis_v1_train_problem
 from bsgal_train.data import (
     ClassMatchedReference,
     RandomCrop,
@@ -22,7 +23,6 @@ from bsgal_train.data import (
     build_train_loader,
     compute_repeat_factors,
 )
-from bsgal_train.derived import file_sha256, scale_statistics
 from bsgal_train.detector import (
     best_device,
     build_detector,

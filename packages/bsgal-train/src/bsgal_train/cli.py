@@ -243,7 +243,7 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _check_data(options: argparse.Namespace) -> None:
-    from bsgal_train.check_data import check_data
+    from bsgal_train.annotations.check import check_data
 
     recipe = _recipe(options.recipe or "builtin_continue", options)
     config = recipe.data

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from bsgal_train.derived import cache_root
+from bsgal_train.annotations.derived import cache_root
 from bsgal_train.detectron2_setup import SETUP_COMMAND, ensure_detectron2
 from bsgal_train.errors import Detectron2MissingError
 

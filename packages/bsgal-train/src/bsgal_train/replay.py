@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import torch
 
 from bsgal_train import processes
+from bsgal_train.annotations.paths import DataPaths
 from bsgal_train.assembly import Assembly, assemble
-from bsgal_train.data_paths import DataPaths
 from bsgal_train.divergence import Divergence, SampleContents, read_divergences
 from bsgal_train.nonfinite_watch import BadLoss, BadOutput, NonFiniteWatch
 from bsgal_train.recipe import Recipe

@@ -13,9 +13,9 @@ from typing import Any
 
 from bsgal_train import processes
 from bsgal_train.annotations import LvisAnnotations
+from bsgal_train.annotations.derived import file_sha256
+from bsgal_train.annotations.paths import DataPaths
 from bsgal_train.assembly import Assembly, assemble
-from bsgal_train.data_paths import DataPaths
-from bsgal_train.derived import file_sha256
 from bsgal_train.detector import (
     best_device,
     build_detector,

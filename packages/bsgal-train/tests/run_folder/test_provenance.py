@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bsgal_train import _data_findings
-from bsgal_train.annotations import LvisAnnotations
-from bsgal_train.derived import file_sha256
+from bsgal_train.annotations import LvisAnnotations, findings
+from bsgal_train.annotations.derived import file_sha256
 from bsgal_train.errors import AnnotationFormatError
 from bsgal_train.recipe import Recipe
 from bsgal_train.run import train
@@ -49,8 +48,8 @@ def test_a_run_is_not_continued_on_other_data(
 def test_lvis_v1_with_other_groups_is_not_trained_on(
     tiny_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_data_findings, "_N_CATEGORIES_V1", 3)
-    monkeypatch.setattr(_data_findings, "_MIN_TRAIN_IMAGES_V1", 1)
+    monkeypatch.setattr(findings, "_N_CATEGORIES_V1", 3)
+    monkeypatch.setattr(findings, "_MIN_TRAIN_IMAGES_V1", 1)
 
     with pytest.raises(AnnotationFormatError, match="'r': 337, 'c': 461, 'f': 405"):
         train(tiny_recipe, tmp_path)
@@ -61,9 +60,9 @@ def test_lvis_v1_with_its_own_groups_is(tiny_data: Path, monkeypatch: pytest.Mon
     sizes: dict[str, int] = {}
     for category in annotations.categories:
         sizes[category.frequency] = sizes.get(category.frequency, 0) + 1
-    monkeypatch.setattr(_data_findings, "_N_CATEGORIES_V1", 3)
-    monkeypatch.setattr(_data_findings, "_MIN_TRAIN_IMAGES_V1", 1)
-    monkeypatch.setattr(_data_findings, "_GROUP_SIZES_V1", sizes)
+    monkeypatch.setattr(findings, "_N_CATEGORIES_V1", 3)
+    monkeypatch.setattr(findings, "_MIN_TRAIN_IMAGES_V1", 1)
+    monkeypatch.setattr(findings, "_GROUP_SIZES_V1", sizes)
 
-    problem: Callable[[LvisAnnotations], str | None] = _data_findings.lvis_v1_train_problem
+    problem: Callable[[LvisAnnotations], str | None] = findings.lvis_v1_train_problem
     assert problem(annotations) is None

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bsgal_train.annotations import LvisAnnotations
+from bsgal_train.annotations.read_image import read_image
 from bsgal_train.data.crop import CropWindow
-from bsgal_train.data.images import read_image
 from bsgal_train.data.masks import crop_masks
 from bsgal_train.recipes import load_recipe
 from bsgal_train.run import train

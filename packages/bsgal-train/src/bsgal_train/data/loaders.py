@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch.utils.data
 
 from bsgal_train.annotations import LvisAnnotations
-from bsgal_train.data.images import read_image
+from bsgal_train.annotations.read_image import read_image
 from bsgal_train.data.mapper import TrainingMapper
 from bsgal_train.data.sampler import RepeatFactorSampler
 from bsgal_train.data.samples import TrainingSample, image_tensor

@@ -8,8 +8,8 @@ import numpy as np
 
 from bsgal_paste import AnnotatedImage
 from bsgal_train.annotations import ImageRecord, LvisAnnotations
+from bsgal_train.annotations.read_image import read_image
 from bsgal_train.data.crop import RandomCrop
-from bsgal_train.data.images import read_image
 from bsgal_train.data.masks import crop_masks
 from bsgal_train.data.samples import REAL, training_input
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bsgal_train._lvis_layout import evaluation_problems
 from bsgal_train.annotations import Frequency, read_lvis_json
+from bsgal_train.annotations.layout_check import evaluation_problems
 
 __all__ = ["EvaluatedCategory", "GroundTruth", "Objects", "contains"]
 

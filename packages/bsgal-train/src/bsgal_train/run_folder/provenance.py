@@ -11,7 +11,7 @@ from typing import Any
 
 from bsgal_paste import InstancePool
 from bsgal_train.annotations import LvisAnnotations
-from bsgal_train.derived import file_sha256
+from bsgal_train.annotations.derived import file_sha256
 
 __all__ = [
     "SCHEMA",

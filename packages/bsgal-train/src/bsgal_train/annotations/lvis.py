@@ -13,8 +13,8 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
-from bsgal_train._lvis_layout import layout_problems
-from bsgal_train._packed_sequence import PackedSequence
+from bsgal_train.annotations.layout_check import layout_problems
+from bsgal_train.annotations.packed_sequence import PackedSequence
 from bsgal_train.errors import (
     AnnotationError,
     AnnotationFormatError,

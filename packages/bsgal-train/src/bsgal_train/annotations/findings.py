@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bsgal_paste import InstancePool
-from bsgal_train.annotations import FrequencyLimits, LvisAnnotations
+from bsgal_train.annotations.lvis import FrequencyLimits, LvisAnnotations
 
 __all__ = [
     "Finding",

@@ -11,14 +11,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
-from bsgal_train._data_findings import (
+from bsgal_train.annotations.findings import (
     Finding,
     annotation_findings,
     pool_findings,
     split_findings,
 )
-from bsgal_train._lvis_layout import layout_problems
-from bsgal_train.annotations import LvisAnnotations, read_lvis_json
+from bsgal_train.annotations.layout_check import layout_problems
+from bsgal_train.annotations.lvis import LvisAnnotations, read_lvis_json
 from bsgal_train.errors import AnnotationError, CorruptImageError
 
 __all__ = ["DataReport", "Finding", "check_data"]
@@ -114,7 +114,7 @@ def _load(
 
 def _image_findings(annotations: LvisAnnotations, progress: Progress | None) -> Iterator[Finding]:
     # Imported here because the package around it needs detectron2, which may not be there yet.
-    from bsgal_train.data.images import read_image
+    from bsgal_train.annotations.read_image import read_image
 
     broken = []
     for n_read, record in enumerate(annotations.images, start=1):

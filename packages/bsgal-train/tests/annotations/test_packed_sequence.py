@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bsgal_train._packed_sequence import PackedSequence
+from bsgal_train.annotations.packed_sequence import PackedSequence
 
 SMAPS = Path("/proc/self/smaps_rollup")
 

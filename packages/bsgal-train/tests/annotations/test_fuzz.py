@@ -98,7 +98,7 @@ def mutated(case: int) -> dict[str, Any]:
 def use(folder: Path) -> None:
     """Do with a file what check, training and evaluation do: twice, with the same outcome."""
     from bsgal_train.annotations import LvisAnnotations
-    from bsgal_train.check_data import check_data
+    from bsgal_train.annotations.check import check_data
     from bsgal_train.data import CropWindow, compute_repeat_factors
     from bsgal_train.data.masks import crop_masks
     from bsgal_train.errors import AnnotationError

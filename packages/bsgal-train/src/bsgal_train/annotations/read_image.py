@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from bsgal_train.annotations import ImageRecord
+from bsgal_train.annotations.lvis import ImageRecord
 from bsgal_train.errors import CorruptImageError
 
 __all__ = ["read_image"]

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bsgal_train._data_findings import _count_findings
 from bsgal_train.annotations import LvisAnnotations, LvisCategory
-from bsgal_train.check_data import DataReport, check_data
+from bsgal_train.annotations.check import DataReport, check_data
+from bsgal_train.annotations.findings import _count_findings
 
 Document = dict[str, Any]
 
@@ -254,7 +254,7 @@ def test_a_pool_without_a_common_category_is_an_error(check, training, tmp_path)
 
 def test_detectron2_is_not_needed():
     code = (
-        "import sys; from bsgal_train.check_data import check_data; "
+        "import sys; from bsgal_train.annotations.check import check_data; "
         "print('detectron2' in sys.modules, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

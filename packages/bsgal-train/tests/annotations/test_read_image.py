@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from bsgal_train.annotations import ImageRecord
-from bsgal_train.data.images import read_image
+from bsgal_train.annotations.read_image import read_image
 from bsgal_train.errors import CorruptImageError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)

@@ -18,7 +18,7 @@ from bsgal_train.errors import (
     UnknownCategoryError,
 )
 
-SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
+SHARED_DATA = Path(__file__).parents[5] / "shared" / "data"
 SQUARE = [[1.0, 1.0, 5.0, 1.0, 5.0, 5.0, 1.0, 5.0]]
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bsgal_paste import ScaleEntry, ScaleStatistics
-from bsgal_train import derived
-from bsgal_train.derived import cache_root, file_sha256, scale_statistics
+from bsgal_train.annotations import derived
+from bsgal_train.annotations.derived import cache_root, file_sha256, scale_statistics
 
 
 def test_hash_is_that_of_the_content(tmp_path: Path) -> None:
