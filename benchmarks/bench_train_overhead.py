@@ -234,7 +234,7 @@ def recipe_of(detector: str, mode: str, state: Path, quick: bool) -> Recipe:
     from sprite_pool import write_sprite_pool
 
     from bsgal_train.builtin.dataset import ensure_builtin_dataset
-    from bsgal_train.recipes import load_recipe
+    from bsgal_train.recipe.library import load_recipe
 
     ensure_builtin_dataset(state / "dataset")
     pool = write_sprite_pool(state / "sprites", per_category=4)

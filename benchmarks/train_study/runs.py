@@ -84,7 +84,7 @@ class Study:
         return outcome | self._verdicts(arm, seed)
 
     def _recipe(self, mode: str, seed: int, n_steps: int) -> Recipe:
-        from bsgal_train.recipes import load_recipe
+        from bsgal_train.recipe.library import load_recipe
 
         changes = [
             f"data.builtin_root={self._folder / 'dataset'}",

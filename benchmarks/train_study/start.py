@@ -12,7 +12,7 @@ def forget_rare(folder: Path) -> Path:
 
     from bsgal_train.annotations import LvisAnnotations
     from bsgal_train.detector import build_detector, load_weights, save_detector
-    from bsgal_train.recipes import load_recipe
+    from bsgal_train.recipe.library import load_recipe
 
     dataset, start = folder / "dataset", folder / "start"
     if start.is_dir():

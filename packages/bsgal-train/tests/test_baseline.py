@@ -9,7 +9,7 @@ from pathlib import Path
 from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
 from bsgal_train.detector import build_detector, load_weights
 from bsgal_train.recipe import DetectorConfig
-from bsgal_train.recipes import load_recipe
+from bsgal_train.recipe.library import load_recipe
 
 FOLDER = Path(str(files("bsgal_train") / "baseline"))
 NAMES = [c.name for c in sorted(BUILTIN_CATEGORIES, key=lambda c: c.category_id)]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from bsgal_train.annotations import LvisAnnotations
     from bsgal_train.evaluation import evaluate_lvis
     from bsgal_train.recipe import Recipe
-    from bsgal_train.recipes import load_recipe
+    from bsgal_train.recipe.library import load_recipe
     from bsgal_train.run import evaluate, train
     from bsgal_train.run_folder.decision_log import read_decisions
 
@@ -34,7 +34,7 @@ _MODULES = {
     "Recipe": "recipe",
     "evaluate": "run",
     "evaluate_lvis": "evaluation",
-    "load_recipe": "recipes",
+    "load_recipe": "recipe.library",
     "read_decisions": "run_folder.decision_log",
     "train": "run",
 }

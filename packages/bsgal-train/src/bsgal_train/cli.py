@@ -350,7 +350,7 @@ class _ProgressLine:
 
 
 def _recipe(name: str, options: argparse.Namespace) -> Recipe:
-    from bsgal_train.recipes import load_recipe
+    from bsgal_train.recipe.library import load_recipe
 
     return load_recipe(name).override(*options.set)
 

@@ -24,7 +24,7 @@ from bsgal_train.demo.outcome import demo_report, demo_table
 from bsgal_train.demo.settings import DemoSettings
 from bsgal_train.demo.stages import StageBook
 from bsgal_train.recipe import Recipe
-from bsgal_train.recipes import load_recipe
+from bsgal_train.recipe.library import load_recipe
 from bsgal_train.report import write_page
 from bsgal_train.run import evaluate, train
 

@@ -4,7 +4,13 @@ The control without generated data is this recipe as it is; the other arms add
 `paste.pool=... selection.mode=paper` (or `paste_all`) and nothing else.
 """
 
-from bsgal_train.recipe import DataConfig, DetectorConfig, OptimizerConfig, Recipe, ScheduleConfig
+from bsgal_train.recipe.settings import (
+    DataConfig,
+    DetectorConfig,
+    OptimizerConfig,
+    Recipe,
+    ScheduleConfig,
+)
 
 recipe = Recipe(
     data=DataConfig(repeat_threshold=0.0),

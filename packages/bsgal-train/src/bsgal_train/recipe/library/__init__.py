@@ -8,7 +8,7 @@ import pkgutil
 import runpy
 from pathlib import Path
 
-from bsgal_train.recipe import Recipe
+from bsgal_train.recipe.settings import Recipe
 
 __all__ = ["load_recipe", "recipe_names"]
 

@@ -4,7 +4,13 @@ Say where they are with `data.train_json`, `data.val_json`, `data.image_root` an
 `data.val_image_root`.
 """
 
-from bsgal_train.recipe import DataConfig, DetectorConfig, OptimizerConfig, Recipe, ScheduleConfig
+from bsgal_train.recipe.settings import (
+    DataConfig,
+    DetectorConfig,
+    OptimizerConfig,
+    Recipe,
+    ScheduleConfig,
+)
 
 recipe = Recipe(
     data=DataConfig(

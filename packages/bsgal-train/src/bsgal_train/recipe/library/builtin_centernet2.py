@@ -3,7 +3,13 @@
 Add `paste.pool=... selection.mode=instance` (or another mode) to train with generated instances.
 """
 
-from bsgal_train.recipe import DataConfig, DetectorConfig, OptimizerConfig, Recipe, ScheduleConfig
+from bsgal_train.recipe.settings import (
+    DataConfig,
+    DetectorConfig,
+    OptimizerConfig,
+    Recipe,
+    ScheduleConfig,
+)
 
 recipe = Recipe(
     data=DataConfig(repeat_threshold=0.0),

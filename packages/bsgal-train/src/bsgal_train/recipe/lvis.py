@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bsgal_train.recipe import (
+from bsgal_train.recipe.settings import (
     CheckpointConfig,
     DataConfig,
     DetectorConfig,

@@ -10,7 +10,7 @@ import torch
 
 from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.recipe import Recipe
-from bsgal_train.recipes import load_recipe, recipe_names
+from bsgal_train.recipe.library import load_recipe, recipe_names
 
 BACKBONES = ("r50", "swinl")
 ROWS = ("baseline", "xpaste", "bsgal_paper", "bsgal_instance")
@@ -59,8 +59,8 @@ def test_a_row_differs_from_its_control_in_pasting_and_selection_only(
 
 def test_helpers_are_no_recipes() -> None:
     assert not [name for name in recipe_names() if name.startswith("_")]
-    with pytest.raises(ValueError, match="no recipe `_lvis`"):
-        load_recipe("_lvis")
+    with pytest.raises(ValueError, match="no recipe `lvis`"):
+        load_recipe("lvis")
 
 
 def test_the_r50_detector_is_as_large_as_the_released_one_and_trains(

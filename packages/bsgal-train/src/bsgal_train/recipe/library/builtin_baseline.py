@@ -4,7 +4,7 @@ Repeat-factor sampling is off. It would show the rare categories more often; the
 to be poor at them, so that generated instances have something to add.
 """
 
-from bsgal_train.recipe import (
+from bsgal_train.recipe.settings import (
     CheckpointConfig,
     DataConfig,
     DetectorConfig,

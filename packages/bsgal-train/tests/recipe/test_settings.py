@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bsgal_train.recipe import Recipe, SelectionConfig
-from bsgal_train.recipes import load_recipe, recipe_names
+from bsgal_train.recipe.library import load_recipe, recipe_names
 
 
 def test_override_returns_a_changed_copy_and_leaves_the_recipe_alone() -> None:

@@ -3,16 +3,16 @@
 Verdicts come from the pass that is trained on, so this recipe alone trains without drop-path.
 """
 
-from bsgal_train.recipe import Recipe, SelectionConfig
-from bsgal_train.recipes import _lvis
+from bsgal_train.recipe import lvis
+from bsgal_train.recipe.settings import Recipe, SelectionConfig
 
 recipe = Recipe(
-    data=_lvis.data(crop_px=896, n_workers=16),
-    detector=_lvis.SWIN_L,
+    data=lvis.data(crop_px=896, n_workers=16),
+    detector=lvis.SWIN_L,
     # 180,000 steps of 16 images are 2.88 M images: 29 passes over the 100,170 training images.
-    schedule=_lvis.schedule(n_steps=180_000, batch_size=16),
-    optimizer=_lvis.optimizer(batch_size=16),
-    paste=_lvis.PASTE,
+    schedule=lvis.schedule(n_steps=180_000, batch_size=16),
+    optimizer=lvis.optimizer(batch_size=16),
+    paste=lvis.PASTE,
     selection=SelectionConfig(mode="instance", images_per_class=4, real_kept_share=0.99),
-    checkpoint=_lvis.CHECKPOINT,
+    checkpoint=lvis.CHECKPOINT,
 )

@@ -1,0 +1,15 @@
+"""LVIS v1, CenterNet2 with Swin-L, every pasted instance trained on; from ImageNet-22K weights."""
+
+from bsgal_train.recipe import lvis
+from bsgal_train.recipe.settings import Recipe, SelectionConfig
+
+recipe = Recipe(
+    data=lvis.data(crop_px=896, n_workers=16),
+    detector=lvis.SWIN_L,
+    # 180,000 steps of 16 images are 2.88 M images: 29 passes over the 100,170 training images.
+    schedule=lvis.schedule(n_steps=180_000, batch_size=16),
+    optimizer=lvis.optimizer(batch_size=16),
+    paste=lvis.PASTE,
+    selection=SelectionConfig(mode="paste_all"),
+    checkpoint=lvis.CHECKPOINT,
+)
