@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bsgal_train import processes
 from bsgal_train.errors import LostProcessError
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.replay import replay
 from bsgal_train.run import train

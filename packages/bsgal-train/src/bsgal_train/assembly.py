@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from bsgal_paste import CategoryBalancedSampler, CopyPaste, InstancePool, NormalScale
-from bsgal_train import processes
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.annotations.derived import file_sha256, scale_statistics
 from bsgal_train.annotations.findings import lvis_v1_train_problem
@@ -33,6 +32,7 @@ from bsgal_train.errors import AnnotationFormatError
 from bsgal_train.memory import available_bytes, check_memory
 from bsgal_train.optimizer import build_optimizer
 from bsgal_train.optimizer_step import OptimizerStep
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe, ScheduleConfig
 from bsgal_train.selection import build_selection
 from bsgal_train.skipped_files import SkippedFiles

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bsgal_train.demo.settings import DemoSettings
-from bsgal_train.launch import Placement, is_part_of_a_run, joined, run_processes
+from bsgal_train.processes.launch import Placement, is_part_of_a_run, joined, run_processes
 
 if TYPE_CHECKING:
     from bsgal_train.recipe import Recipe

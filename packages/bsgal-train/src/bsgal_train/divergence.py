@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bsgal_train import processes
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.decision_log import Decision
 from bsgal_train.training_steps import DivergedError, step_seed

@@ -9,11 +9,11 @@ from pathlib import Path
 import pyarrow.compute as pc
 import torch
 
-from bsgal_train import processes
 from bsgal_train.annotations.paths import DataPaths
 from bsgal_train.assembly import Assembly, assemble
 from bsgal_train.divergence import Divergence, SampleContents, read_divergences
 from bsgal_train.nonfinite_watch import BadLoss, BadOutput, NonFiniteWatch
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.checkpoint import CheckpointFolder, TrainingState
 from bsgal_train.run_folder.decision_log import Decision, read_decisions

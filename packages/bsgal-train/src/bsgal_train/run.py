@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bsgal_train import processes
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.annotations.derived import file_sha256
 from bsgal_train.annotations.paths import DataPaths
@@ -23,6 +22,7 @@ from bsgal_train.detector import (
     save_detector,
 )
 from bsgal_train.evaluation import LvisResult
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.run_folder.provenance import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from bsgal_train import processes
+from bsgal_train.processes import group as processes
 
 __all__ = ["SkippedFiles"]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from bsgal_train import processes
 from bsgal_train.divergence import save_divergence
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.checkpoint import CheckpointFolder
 from bsgal_train.run_folder.decision_log import DecisionLog

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from bsgal_train import processes
+from bsgal_train.processes import group as processes
 
 __all__ = ["FederatedClasses"]
 

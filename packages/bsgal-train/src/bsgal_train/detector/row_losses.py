@@ -26,8 +26,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bsgal_train import processes
 from bsgal_train.detector.agreement import agree
+from bsgal_train.processes import group as processes
 
 __all__ = [
     "BACKGROUND",

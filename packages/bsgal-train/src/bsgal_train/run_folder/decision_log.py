@@ -13,7 +13,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bsgal_train import processes
+from bsgal_train.processes import group as processes
 
 __all__ = ["SCHEMA", "Decision", "DecisionLog", "read_decisions"]
 

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from torch.utils.tensorboard import SummaryWriter
 
-from bsgal_train import processes
+from bsgal_train.processes import group as processes
 
 __all__ = ["MetricsLog", "read_metrics"]
 

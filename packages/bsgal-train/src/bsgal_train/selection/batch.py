@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 from torch.optim import Optimizer
 
-from bsgal_train import processes
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import recorded
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import Selected
 from bsgal_train.selection.contribution import contribution

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from bsgal_score import ClassRowScorer
-from bsgal_train import processes
 from bsgal_train.data.samples import REAL, TrainingSample
 from bsgal_train.detector.row_losses import RowLosses, recorded
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.judge import Unit
 from bsgal_train.selection.real_gradient import classifiers

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from bsgal_score import GradientCache, StepModel
-from bsgal_train import processes
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import ScoreForm
 
 __all__ = ["contribution", "step_model"]

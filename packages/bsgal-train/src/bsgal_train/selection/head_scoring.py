@@ -16,9 +16,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bsgal_score import GhostScorer
-from bsgal_train import processes
 from bsgal_train.data.samples import TrainingSample
 from bsgal_train.detector.row_losses import RowLosses
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.contribution import step_model
 from bsgal_train.selection.judge import Unit

@@ -19,8 +19,8 @@ from bsgal_score import (
     ReferenceQuantile,
     Verdict,
 )
-from bsgal_train import processes
 from bsgal_train.data.samples import TrainingSample
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import SelectionConfig
 from bsgal_train.run_folder.decision_log import Decision
 

@@ -52,8 +52,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from bsgal_score import GradientCache
-from bsgal_train import processes
 from bsgal_train.detector import training_losses
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import Selected
 from bsgal_train.selection.contribution import contribution

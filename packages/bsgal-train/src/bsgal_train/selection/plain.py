@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from bsgal_train import processes
 from bsgal_train.detector import training_losses
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Precision
 from bsgal_train.selection.base import Selected
 

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import nn
 
-from bsgal_train import processes
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import recorded
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import Selected
 from bsgal_train.selection.judge import Judge, decision_rows

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from bsgal_score import GradientCache
-from bsgal_train import processes
 from bsgal_train.data.samples import REAL, TrainingSample
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import LossKind, Precision, SelectionConfig
 from bsgal_train.selection.scoring_losses import gradients, reference_loss
 

@@ -22,11 +22,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bsgal_train import processes
 from bsgal_train.data.samples import TrainingSample
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.agreement import agreed, keeping_to
 from bsgal_train.detector.row_losses import RowLosses, recorded
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import Selected
 from bsgal_train.selection.judge import Judge, Judgement, Unit, decision_rows

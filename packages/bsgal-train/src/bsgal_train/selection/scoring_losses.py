@@ -10,9 +10,9 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from bsgal_train import processes
 from bsgal_train.detector import autocast, sampling
 from bsgal_train.detector.row_losses import BACKGROUND, RowLosses, recorded
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import LossKind, Precision
 from bsgal_train.selection.steady import steady_backbone
 

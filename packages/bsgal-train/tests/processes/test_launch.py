@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bsgal_train import launch
 from bsgal_train.errors import ProcessDiedError
-from bsgal_train.launch import Placement, run_processes
+from bsgal_train.processes import launch
+from bsgal_train.processes.launch import Placement, run_processes
 from bsgal_train.recipe import Recipe
 
 TWO = Placement(processes=2)
@@ -119,13 +119,13 @@ def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
     # The program in between is killed, so only the watch inside the process can end it.
     child = (
         "import os, sys, time\n"
-        "from bsgal_train import launch\n"
+        "from bsgal_train.processes import launch\n"
         "launch._end_with_launcher()\n"
         f"open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))\n"
         "time.sleep(1000)\n"
     )
     between = (
-        "from bsgal_train import launch\n"
+        "from bsgal_train.processes import launch\n"
         f"launch._COMMAND = ({sys.executable!r}, '-c', {child!r})\n"
         "launch.run_processes([], launch.Placement(processes=2), 0)\n"
     )
@@ -151,8 +151,8 @@ atexit.register(time.sleep, 1000)
 
 import torch.distributed as dist
 
-from bsgal_train import processes
-from bsgal_train.launch import joined
+from bsgal_train.processes import group as processes
+from bsgal_train.processes.launch import joined
 
 dist.destroy_process_group = lambda: time.sleep(1000)
 with joined():
@@ -169,7 +169,7 @@ def test_a_process_that_fails_waits_for_nobody(starter: str, tmp_path: Path) -> 
     program = tmp_path / "program.py"
     program.write_text(_LEAVING)
     launcher = (
-        "from bsgal_train import launch\n"
+        "from bsgal_train.processes import launch\n"
         f"launch._COMMAND = ({sys.executable!r}, {str(program)!r})\n"
         "launch.run_processes([], launch.Placement(processes=2), 0)\n"
     )

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bsgal_train import processes
 from bsgal_train.detector.federated import FederatedClasses
 from bsgal_train.detector.row_losses import Rows, report
 from bsgal_train.errors import LostProcessError
+from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run import train
 from bsgal_train.run_folder.decision_log import read_decisions

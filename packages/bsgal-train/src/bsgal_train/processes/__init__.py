@@ -1,0 +1,1 @@
+"""The processes of one run: what they share, and how they are started."""
