@@ -22,6 +22,7 @@ from bsgal_train.data import (
     build_train_loader,
     compute_repeat_factors,
 )
+from bsgal_train.data.skipped_files import SkippedFiles
 from bsgal_train.detector import (
     best_device,
     build_detector,
@@ -35,7 +36,6 @@ from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe, ScheduleConfig
 from bsgal_train.selection import build_selection
-from bsgal_train.skipped_files import SkippedFiles
 from bsgal_train.training_steps import TrainingSteps
 
 __all__ = ["Assembly", "assemble"]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bsgal_score.errors import NonFiniteGradientError
+from bsgal_train.data.skipped_files import SkippedFiles
 from bsgal_train.optimizer import learning_rate, peak_learning_rate
 from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.processes import group as processes
@@ -20,7 +21,6 @@ from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.checkpoint import TrainingState, check_same_model
 from bsgal_train.run_folder.decision_log import Decision
 from bsgal_train.selection import SelectionStep
-from bsgal_train.skipped_files import SkippedFiles
 
 if TYPE_CHECKING:
     from bsgal_train.data import TrainingSample

@@ -17,8 +17,8 @@ from bsgal_train.annotations.read_image import read_image
 from bsgal_train.data.mapper import TrainingMapper
 from bsgal_train.data.sampler import RepeatFactorSampler
 from bsgal_train.data.samples import TrainingSample, image_tensor
+from bsgal_train.data.skipped_files import SkippedFiles
 from bsgal_train.errors import CorruptImageError
-from bsgal_train.skipped_files import SkippedFiles
 
 __all__ = ["TestLoader", "TrainLoader", "build_test_loader", "build_train_loader"]
 

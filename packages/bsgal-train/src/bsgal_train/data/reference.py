@@ -12,8 +12,8 @@ from bsgal_train.data.crop import RandomCrop
 from bsgal_train.data.mapper import MAX_REPLACEMENTS
 from bsgal_train.data.real_crops import RealCrops
 from bsgal_train.data.samples import TrainingSample
+from bsgal_train.data.skipped_files import SkippedFiles
 from bsgal_train.errors import CorruptImageError, TooManyCorruptImagesError
-from bsgal_train.skipped_files import SkippedFiles
 
 __all__ = ["ClassMatchedReference"]
 
