@@ -259,8 +259,8 @@ def build_steps(
     from bsgal_train.builtin.dataset import ensure_builtin_dataset
     from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingMapper
     from bsgal_train.detector import build_detector
-    from bsgal_train.optimizer import build_optimizer
-    from bsgal_train.optimizer_step import OptimizerStep
+    from bsgal_train.engine.optimizer import build_optimizer
+    from bsgal_train.engine.update import OptimizerStep
     from bsgal_train.selection import build_selection
 
     torch.set_num_threads(threads)

@@ -62,7 +62,7 @@ def steps_in_time(cost: Mapping[str, float], n_steps: int) -> int:
 def step_taker(recipe: Recipe) -> Callable[[], object]:
     """Return a function that takes the run's next step, with its loading."""
     from bsgal_train.annotations.paths import DataPaths
-    from bsgal_train.assembly import assemble
+    from bsgal_train.engine.assembly import assemble
 
     assembly = assemble(recipe, DataPaths.of(recipe.data).load_training())
     batches = iter(assembly.batches(0))

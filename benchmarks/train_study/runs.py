@@ -56,7 +56,7 @@ class Study:
 
     def run(self, arm: str, seed: int) -> None:
         """Train and evaluate one arm, unless that is done."""
-        from bsgal_train.run import train
+        from bsgal_train.engine.run import train
 
         outcome = self._path(arm, seed) / "outcome.json"
         if outcome.is_file():

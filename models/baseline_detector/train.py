@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from bsgal_train.detector import build_detector, load_weights, save_detector
+from bsgal_train.engine.run import evaluate, train
 from bsgal_train.evaluation import summary_table
 from bsgal_train.recipe import Recipe
 from bsgal_train.recipe.library import load_recipe
-from bsgal_train.run import evaluate, train
 
 RECIPE = "builtin_baseline"
 PACKAGE_DATA = (

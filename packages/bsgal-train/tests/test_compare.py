@@ -8,8 +8,8 @@ import pytest
 
 from bsgal_train.cli import main
 from bsgal_train.compare import compare_runs
+from bsgal_train.engine.run import train
 from bsgal_train.recipe import Recipe
-from bsgal_train.run import train
 
 
 def evaluation(apr: float, protocol: str = "lvis") -> dict[str, Any]:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bsgal_train.annotations import LvisAnnotations
+    from bsgal_train.engine.run import evaluate, train
     from bsgal_train.evaluation import evaluate_lvis
     from bsgal_train.recipe import Recipe
     from bsgal_train.recipe.library import load_recipe
-    from bsgal_train.run import evaluate, train
     from bsgal_train.run_folder.decision_log import read_decisions
 
 __all__ = [
@@ -32,11 +32,11 @@ __version__ = version("bsgal-train")
 _MODULES = {
     "LvisAnnotations": "annotations",
     "Recipe": "recipe",
-    "evaluate": "run",
+    "evaluate": "engine.run",
     "evaluate_lvis": "evaluation",
     "load_recipe": "recipe.library",
     "read_decisions": "run_folder.decision_log",
-    "train": "run",
+    "train": "engine.run",
 }
 
 

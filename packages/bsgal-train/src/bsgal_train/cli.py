@@ -196,8 +196,8 @@ def _train(options: argparse.Namespace) -> int | None:
     code = _start_others(options)
     if code is not None:
         return code
+    from bsgal_train.engine.run import train
     from bsgal_train.evaluation import summary_table
-    from bsgal_train.run import train
 
     _use_threads(options.threads)
     recipe = _recipe(options.recipe or "builtin_continue", options)
@@ -215,8 +215,8 @@ def _evaluate(options: argparse.Namespace) -> int | None:
     code = _start_others(options)
     if code is not None:
         return code
+    from bsgal_train.engine.run import evaluate
     from bsgal_train.evaluation import summary_table
-    from bsgal_train.run import evaluate
 
     _use_threads(options.threads)
     own = Path(options.detector) / "recipe.json"
@@ -271,7 +271,7 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _replay(options: argparse.Namespace) -> int:
-    from bsgal_train.divergence import fit_for_json
+    from bsgal_train.engine.divergence import fit_for_json
     from bsgal_train.replay import replay
 
     _use_threads(options.threads)

@@ -10,8 +10,9 @@ import pyarrow.compute as pc
 import torch
 
 from bsgal_train.annotations.paths import DataPaths
-from bsgal_train.assembly import Assembly, assemble
-from bsgal_train.divergence import Divergence, SampleContents, read_divergences
+from bsgal_train.engine.assembly import Assembly, assemble
+from bsgal_train.engine.divergence import Divergence, SampleContents, read_divergences
+from bsgal_train.engine.step import DivergedError, StepOutcome
 from bsgal_train.nonfinite_watch import BadLoss, BadOutput, NonFiniteWatch
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
@@ -20,7 +21,6 @@ from bsgal_train.run_folder.decision_log import Decision, read_decisions
 from bsgal_train.run_folder.provenance import describe_inputs, read_provenance, versions
 from bsgal_train.run_folder.run_log import read_metrics
 from bsgal_train.run_folder.same_run import differing_settings
-from bsgal_train.training_steps import DivergedError, StepOutcome
 
 __all__ = ["LOCATIONS", "Replay", "replay"]
 

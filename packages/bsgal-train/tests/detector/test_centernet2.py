@@ -11,7 +11,7 @@ from torchvision.ops import box_iou
 
 from bsgal_train.detector import build_detector, load_weights, save_detector, training_losses
 from bsgal_train.detector.row_losses import BACKGROUND, recorded
-from bsgal_train.predict import predict
+from bsgal_train.engine.predict import predict
 from bsgal_train.recipe import DetectorConfig, Recipe
 
 LOSSES = {

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 
 from bsgal_train.detector.federated import FederatedClasses
 from bsgal_train.detector.row_losses import Rows, report
+from bsgal_train.engine.run import train
 from bsgal_train.errors import LostProcessError
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
-from bsgal_train.run import train
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.run_folder.run_log import read_metrics
 

@@ -14,8 +14,8 @@ import torch
 
 from bsgal_paste import CategoryBalancedSampler, CopyPaste, InstancePool, UniformScale
 from bsgal_train.annotations import LvisAnnotations
-from bsgal_train.assembly import assemble
 from bsgal_train.data import RandomCrop, TrainingMapper, TrainingSample
+from bsgal_train.engine.assembly import assemble
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.judge import Judge, Judgement, Unit

@@ -8,9 +8,9 @@ import pytest
 
 from bsgal_train.annotations import LvisAnnotations, findings
 from bsgal_train.annotations.derived import file_sha256
+from bsgal_train.engine.run import train
 from bsgal_train.errors import AnnotationFormatError
 from bsgal_train.recipe import Recipe
-from bsgal_train.run import train
 
 
 def test_a_run_says_what_it_was_made_from(

@@ -20,7 +20,7 @@ from bsgal_paste import CategoryBalancedSampler, CopyPaste, InstancePool, Unifor
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingMapper
 from bsgal_train.detector import build_detector
-from bsgal_train.optimizer_step import OptimizerStep
+from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import DetectorConfig, PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection

@@ -10,9 +10,9 @@ import torch
 
 from bsgal_train.data import ClassMatchedReference, TrainingSample
 from bsgal_train.detector import build_detector
-from bsgal_train.optimizer_step import OptimizerStep
+from bsgal_train.engine.run import train
+from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import Recipe
-from bsgal_train.run import train
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.selection import Selected, build_selection
 from bsgal_train.selection.steady import SCORES_THE_TRAINING_PASS

@@ -9,7 +9,7 @@ import torch
 from bsgal_train.data import ClassMatchedReference, TrainingSample
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import recorded
-from bsgal_train.optimizer_step import OptimizerStep
+from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection import build_selection
 from bsgal_train.selection.scoring_losses import reference_loss

@@ -11,7 +11,7 @@ from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingSample
 from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.detector.agreement import agreed
-from bsgal_train.optimizer_step import OptimizerStep
+from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection, paper
 from bsgal_train.selection.paper import PaperSelection

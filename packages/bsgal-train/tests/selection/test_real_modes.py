@@ -14,8 +14,8 @@ from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.annotations.read_image import read_image
 from bsgal_train.data.crop import CropWindow
 from bsgal_train.data.masks import crop_masks
+from bsgal_train.engine.run import train
 from bsgal_train.recipe.library import load_recipe
-from bsgal_train.run import train
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.run_folder.run_log import read_metrics
 

@@ -10,7 +10,7 @@ from bsgal_train.data import ClassMatchedReference, TrainingSample
 from bsgal_train.data.samples import REAL
 from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.detector.row_losses import BACKGROUND, RowLosses, recorded
-from bsgal_train.optimizer_step import OptimizerStep
+from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection
 from bsgal_train.selection.base import Selected, SelectionStep

@@ -23,10 +23,10 @@ from bsgal_train.demo.display import Display
 from bsgal_train.demo.outcome import demo_report, demo_table
 from bsgal_train.demo.settings import DemoSettings
 from bsgal_train.demo.stages import StageBook
+from bsgal_train.engine.run import evaluate, train
 from bsgal_train.recipe import Recipe
 from bsgal_train.recipe.library import load_recipe
 from bsgal_train.report import write_page
-from bsgal_train.run import evaluate, train
 
 __all__ = ["run_demo"]
 

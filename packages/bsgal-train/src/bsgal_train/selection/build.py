@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from bsgal_train.optimizer_step import OptimizerStep
+from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import SelectionStep
 from bsgal_train.selection.batch import BatchSelection

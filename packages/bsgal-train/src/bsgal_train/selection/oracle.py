@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bsgal_score import loss_difference
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import RowLosses, recorded
-from bsgal_train.optimizer_step import OptimizerStep
+from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.base import Selected

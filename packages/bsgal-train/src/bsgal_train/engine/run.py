@@ -14,13 +14,15 @@ from typing import Any
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.annotations.derived import file_sha256
 from bsgal_train.annotations.paths import DataPaths
-from bsgal_train.assembly import Assembly, assemble
 from bsgal_train.detector import (
     best_device,
     build_detector,
     load_weights,
     save_detector,
 )
+from bsgal_train.engine.assembly import Assembly, assemble
+from bsgal_train.engine.trainer import Progress, Trainer
+from bsgal_train.engine.validation import validate
 from bsgal_train.evaluation import LvisResult
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
@@ -33,8 +35,6 @@ from bsgal_train.run_folder.provenance import (
 )
 from bsgal_train.run_folder.run_log import read_metrics
 from bsgal_train.run_folder.same_run import differing_settings
-from bsgal_train.trainer import Progress, Trainer
-from bsgal_train.validation import validate
 
 __all__ = ["RunResult", "evaluate", "train"]
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bsgal_train.engine.step import DivergedError, step_seed
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.decision_log import Decision
-from bsgal_train.training_steps import DivergedError, step_seed
 
 if TYPE_CHECKING:
     from bsgal_train.data import TrainingSample

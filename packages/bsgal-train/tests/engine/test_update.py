@@ -12,14 +12,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from bsgal_train.data.skipped_files import SkippedFiles
-from bsgal_train.optimizer import build_optimizer, peak_learning_rate
-from bsgal_train.optimizer_step import OptimizerStep
+from bsgal_train.engine.optimizer import build_optimizer, peak_learning_rate
+from bsgal_train.engine.run import train
+from bsgal_train.engine.step import TrainingSteps
+from bsgal_train.engine.trainer import Trainer
+from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import OptimizerConfig, Recipe
-from bsgal_train.run import train
 from bsgal_train.run_folder.run_log import read_metrics
 from bsgal_train.selection import Selected
-from bsgal_train.trainer import Trainer
-from bsgal_train.training_steps import TrainingSteps
 
 
 def step_of(config: OptimizerConfig, precision: Any = "fp32") -> tuple[nn.Linear, OptimizerStep]:

@@ -29,14 +29,14 @@ from bsgal_train.detector import (
     load_backbone_weights,
     load_weights,
 )
+from bsgal_train.engine.memory import available_bytes, check_memory
+from bsgal_train.engine.optimizer import build_optimizer
+from bsgal_train.engine.step import TrainingSteps
+from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.errors import AnnotationFormatError
-from bsgal_train.memory import available_bytes, check_memory
-from bsgal_train.optimizer import build_optimizer
-from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe, ScheduleConfig
 from bsgal_train.selection import build_selection
-from bsgal_train.training_steps import TrainingSteps
 
 __all__ = ["Assembly", "assemble"]
 

@@ -12,9 +12,9 @@ import torch
 
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.detector import build_detector
+from bsgal_train.engine.validation import validate
 from bsgal_train.evaluation import PredictionShards
 from bsgal_train.recipe import Recipe
-from bsgal_train.validation import validate
 
 SHAPES_HW = ((64, 64), (40, 96), (96, 48), (64, 64), (33, 71))
 

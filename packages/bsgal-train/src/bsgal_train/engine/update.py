@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bsgal_train.engine.weight_average import WeightAverage
 from bsgal_train.recipe import OptimizerConfig, Precision
-from bsgal_train.weight_average import WeightAverage
 
 __all__ = ["OptimizerStep"]
 

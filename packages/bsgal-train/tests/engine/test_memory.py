@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bsgal_train import assembly, memory
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import ClassMatchedReference, RandomCrop
 from bsgal_train.detector import build_detector
+from bsgal_train.engine import assembly, memory
+from bsgal_train.engine.memory import available_bytes, check_memory
+from bsgal_train.engine.optimizer import build_optimizer
+from bsgal_train.engine.run import train
+from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.errors import TooLittleMemoryError
-from bsgal_train.memory import available_bytes, check_memory
-from bsgal_train.optimizer import build_optimizer
-from bsgal_train.optimizer_step import OptimizerStep
 from bsgal_train.recipe import Recipe
-from bsgal_train.run import train
 from bsgal_train.selection import build_selection
 
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import build_test_loader
+from bsgal_train.engine.predict import predict_each
 from bsgal_train.evaluation import LvisResult, PredictionShards, PredictionWriter, evaluate_lvis
-from bsgal_train.predict import predict_each
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bsgal_train.detector import build_detector
-from bsgal_train.optimizer import build_optimizer, learning_rate
+from bsgal_train.engine.optimizer import build_optimizer, learning_rate
 from bsgal_train.recipe import OptimizerConfig, Recipe, ScheduleConfig
 
 

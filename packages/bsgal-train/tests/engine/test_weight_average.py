@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bsgal_train.weight_average import WeightAverage
+from bsgal_train.engine.weight_average import WeightAverage
 
 
 def layer() -> nn.Linear:

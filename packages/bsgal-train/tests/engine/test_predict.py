@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import build_test_loader
 from bsgal_train.detector import build_detector
-from bsgal_train.predict import predict
+from bsgal_train.engine.predict import predict
 from bsgal_train.recipe import Recipe
 
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from bsgal_train.engine.run import train
 from bsgal_train.recipe import Recipe
-from bsgal_train.run import train
 from bsgal_train.run_folder.checkpoint import CheckpointFolder
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.run_folder.run_log import read_metrics

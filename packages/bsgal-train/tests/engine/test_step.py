@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from bsgal_train.training_steps import step_seed
+from bsgal_train.engine.step import step_seed
 
 
 def test_seeds_differ_between_steps_and_runs() -> None:

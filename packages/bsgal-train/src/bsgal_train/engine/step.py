@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from bsgal_score.errors import NonFiniteGradientError
 from bsgal_train.data.skipped_files import SkippedFiles
-from bsgal_train.optimizer import learning_rate, peak_learning_rate
-from bsgal_train.optimizer_step import OptimizerStep
+from bsgal_train.engine.optimizer import learning_rate, peak_learning_rate
+from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.checkpoint import TrainingState, check_same_model
