@@ -12,7 +12,7 @@ from torch import nn
 from bsgal_train.engine.weight_average import averaged_tensors
 from bsgal_train.errors import TooLittleMemoryError
 from bsgal_train.recipe import Recipe
-from bsgal_train.selection.real_gradient import classifiers, head_modules
+from bsgal_train.selection.scoring.real_gradient import classifiers, head_modules
 
 __all__ = ["available_bytes", "check_memory"]
 

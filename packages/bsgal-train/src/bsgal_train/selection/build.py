@@ -9,17 +9,17 @@ from torch import nn
 
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import Recipe
-from bsgal_train.selection.base import SelectionStep
-from bsgal_train.selection.batch import BatchSelection
-from bsgal_train.selection.class_row_scoring import ClassRowScoring
-from bsgal_train.selection.head_scoring import HeadScoring
-from bsgal_train.selection.oracle import OracleSelection
-from bsgal_train.selection.paper import PaperSelection
-from bsgal_train.selection.plain import AlwaysPaste, NeverPaste
-from bsgal_train.selection.random_share import RandomSelection
-from bsgal_train.selection.row_selection import RowSelection
-from bsgal_train.selection.scoring import Scoring
+from bsgal_train.selection.modes.batch import BatchSelection
+from bsgal_train.selection.modes.oracle import OracleSelection
+from bsgal_train.selection.modes.paper import PaperSelection
+from bsgal_train.selection.modes.plain import AlwaysPaste, NeverPaste
+from bsgal_train.selection.modes.random import RandomSelection
+from bsgal_train.selection.modes.rows import RowSelection
+from bsgal_train.selection.scoring.class_rows import ClassRowScoring
+from bsgal_train.selection.scoring.heads import HeadScoring
+from bsgal_train.selection.scoring.protocol import Scoring
 from bsgal_train.selection.steady import SCORES_THE_TRAINING_PASS, SteadySelection
+from bsgal_train.selection.step import SelectionStep
 
 if TYPE_CHECKING:
     from bsgal_train.data import ClassMatchedReference

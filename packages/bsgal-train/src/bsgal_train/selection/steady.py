@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from bsgal_train.selection.base import Selected, SelectionStep
+from bsgal_train.selection.step import Selected, SelectionStep
 
 if TYPE_CHECKING:
     from bsgal_train.data import TrainingSample

@@ -12,7 +12,7 @@ from bsgal_score import GradientCache
 from bsgal_train.data.samples import REAL, TrainingSample
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import LossKind, Precision, SelectionConfig
-from bsgal_train.selection.scoring_losses import gradients, reference_loss
+from bsgal_train.selection.scoring.passes import gradients, reference_loss
 
 if TYPE_CHECKING:
     from bsgal_train.data import ClassMatchedReference

@@ -20,11 +20,11 @@ from bsgal_train.data.samples import TrainingSample
 from bsgal_train.detector.row_losses import RowLosses
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
-from bsgal_train.selection.contribution import step_model
 from bsgal_train.selection.judge import Unit
-from bsgal_train.selection.real_gradient import HeadCache
-from bsgal_train.selection.scoring import Scores
-from bsgal_train.selection.units import first_units, unit_index
+from bsgal_train.selection.reject import first_units, unit_index
+from bsgal_train.selection.scoring.gradient_score import step_model
+from bsgal_train.selection.scoring.protocol import Scores
+from bsgal_train.selection.scoring.real_gradient import HeadCache
 
 if TYPE_CHECKING:
     from bsgal_train.data import ClassMatchedReference

@@ -21,10 +21,10 @@ from bsgal_train.detector.row_losses import RowLosses, recorded
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
-from bsgal_train.selection.base import Selected
 from bsgal_train.selection.judge import Judge, Unit, decision_rows
-from bsgal_train.selection.scoring_losses import reference_loss
-from bsgal_train.selection.units import first_units, losses_without
+from bsgal_train.selection.reject import first_units, losses_without
+from bsgal_train.selection.scoring.passes import reference_loss
+from bsgal_train.selection.step import Selected
 
 if TYPE_CHECKING:
     from bsgal_train.data import ClassMatchedReference, TrainingSample

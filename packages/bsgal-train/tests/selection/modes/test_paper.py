@@ -14,8 +14,8 @@ from bsgal_train.detector.agreement import agreed
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection, paper
-from bsgal_train.selection.paper import PaperSelection
-from bsgal_train.selection.scoring_losses import candidate_loss, gradients, reference_loss
+from bsgal_train.selection.modes.paper import PaperSelection
+from bsgal_train.selection.scoring.passes import candidate_loss, gradients, reference_loss
 
 CROP = RandomCrop(crop_px=64)
 

@@ -23,11 +23,11 @@ from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import recorded
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
-from bsgal_train.selection.base import Selected
-from bsgal_train.selection.contribution import contribution
 from bsgal_train.selection.judge import Judge, Unit, decision_rows
-from bsgal_train.selection.real_gradient import HeadCache
-from bsgal_train.selection.scoring_losses import gradients, pasted_loss
+from bsgal_train.selection.scoring.gradient_score import contribution
+from bsgal_train.selection.scoring.passes import gradients, pasted_loss
+from bsgal_train.selection.scoring.real_gradient import HeadCache
+from bsgal_train.selection.step import Selected
 
 if TYPE_CHECKING:
     from bsgal_train.data import ClassMatchedReference, TrainingSample

@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.recipe import Recipe
-from bsgal_train.selection.scoring_losses import candidate_loss, gradients, reference_loss
+from bsgal_train.selection.scoring.passes import candidate_loss, gradients, reference_loss
 
 
 @pytest.fixture

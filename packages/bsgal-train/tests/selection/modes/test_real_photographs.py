@@ -19,7 +19,7 @@ from bsgal_train.recipe.library import load_recipe
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.run_folder.run_log import read_metrics
 
-ROOT = Path(__file__).parents[5] / "shared" / "data" / "coco-mini"
+ROOT = Path(__file__).parents[6] / "shared" / "data" / "coco-mini"
 MODES = ("none", "paste_all", "paste_random", "paper", "batch", "image", "instance", "oracle")
 
 pytestmark = pytest.mark.skipif(not ROOT.exists(), reason=f"needs the photographs in {ROOT}")

@@ -15,7 +15,7 @@ from bsgal_train.detector.row_losses import RowLosses, recorded
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection
-from bsgal_train.selection.base import SelectionStep
+from bsgal_train.selection.step import SelectionStep
 
 SEED = 7
 

@@ -12,7 +12,7 @@ from bsgal_train.detector.row_losses import recorded
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection import build_selection
-from bsgal_train.selection.scoring_losses import reference_loss
+from bsgal_train.selection.scoring.passes import reference_loss
 
 SEED = 7
 

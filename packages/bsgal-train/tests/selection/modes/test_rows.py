@@ -13,8 +13,8 @@ from bsgal_train.detector.row_losses import BACKGROUND, RowLosses, recorded
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
 from bsgal_train.selection import build_selection
-from bsgal_train.selection.base import Selected, SelectionStep
-from bsgal_train.selection.units import losses_without
+from bsgal_train.selection.reject import losses_without
+from bsgal_train.selection.step import Selected, SelectionStep
 
 KEYS = [0, 1]
 

@@ -24,10 +24,10 @@ from bsgal_train.detector.row_losses import RowLosses, recorded
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.judge import Unit
-from bsgal_train.selection.real_gradient import classifiers
-from bsgal_train.selection.scoring import Scores
-from bsgal_train.selection.scoring_losses import reference_loss
-from bsgal_train.selection.units import first_units
+from bsgal_train.selection.reject import first_units
+from bsgal_train.selection.scoring.passes import reference_loss
+from bsgal_train.selection.scoring.protocol import Scores
+from bsgal_train.selection.scoring.real_gradient import classifiers
 
 if TYPE_CHECKING:
     from bsgal_train.data import ClassMatchedReference

@@ -10,7 +10,7 @@ from torch import nn
 from bsgal_train.detector import training_losses
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Precision
-from bsgal_train.selection.base import Selected
+from bsgal_train.selection.step import Selected
 
 if TYPE_CHECKING:
     from bsgal_train.data import TrainingSample

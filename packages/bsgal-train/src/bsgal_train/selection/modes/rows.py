@@ -28,10 +28,10 @@ from bsgal_train.detector.agreement import agreed, keeping_to
 from bsgal_train.detector.row_losses import RowLosses, recorded
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
-from bsgal_train.selection.base import Selected
 from bsgal_train.selection.judge import Judge, Judgement, Unit, decision_rows
-from bsgal_train.selection.scoring import Scoring
-from bsgal_train.selection.units import first_units, losses_without
+from bsgal_train.selection.reject import first_units, losses_without
+from bsgal_train.selection.scoring.protocol import Scoring
+from bsgal_train.selection.step import Selected
 
 __all__ = ["RowSelection"]
 

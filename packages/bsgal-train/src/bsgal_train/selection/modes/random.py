@@ -16,9 +16,9 @@ from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import recorded
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
-from bsgal_train.selection.base import Selected
 from bsgal_train.selection.judge import Judge, decision_rows
-from bsgal_train.selection.units import losses_without
+from bsgal_train.selection.reject import losses_without
+from bsgal_train.selection.step import Selected
 
 if TYPE_CHECKING:
     from bsgal_train.data import TrainingSample

@@ -1,0 +1,1 @@
+"""The selection modes, one class each."""

@@ -1,0 +1,1 @@
+"""How one forward pass gives every unit its contribution."""
