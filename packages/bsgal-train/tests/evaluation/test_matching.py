@@ -9,7 +9,7 @@ import pytest
 from bsgal_train.evaluation import evaluate, evaluate_lvis, matching, overlaps
 from bsgal_train.evaluation.matching import IGNORED, TRUE, UNMATCHED, match
 from bsgal_train.evaluation.overlaps import Candidates
-from bsgal_train.evaluation.runs import run_bounds
+from bsgal_train.evaluation.run_lengths import run_bounds
 
 ALL, SMALL, MEDIUM = 0, 1, 2
 SMALL_AREA, MEDIUM_AREA = 20.0**2, 50.0**2

@@ -29,7 +29,7 @@ from bsgal_train.evaluation.overlaps import (
 )
 from bsgal_train.evaluation.protocol import LVIS, Protocol
 from bsgal_train.evaluation.result import CategoryResult, LvisMetrics, LvisResult
-from bsgal_train.evaluation.runs import run_bounds
+from bsgal_train.evaluation.run_lengths import run_bounds
 from bsgal_train.evaluation.shards import PredictionShards
 
 __all__ = ["evaluate_lvis"]

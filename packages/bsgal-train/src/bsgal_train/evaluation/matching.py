@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bsgal_train.evaluation.overlaps import Candidates
-from bsgal_train.evaluation.runs import run_bounds
+from bsgal_train.evaluation.run_lengths import run_bounds
 
 __all__ = [
     "AREA_LABELS",

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from bsgal_train.evaluation.columns import PredictionColumns
 from bsgal_train.evaluation.ground_truth import GroundTruth
-from bsgal_train.evaluation.runs import run_bounds
+from bsgal_train.evaluation.run_lengths import run_bounds
 
 __all__ = ["Candidates", "IouType", "box_candidates", "mask_areas", "mask_candidates"]
 

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from bsgal_train.evaluation.runs import run_bounds
+from bsgal_train.evaluation.run_lengths import run_bounds
 
 __all__ = ["FIXED_AP", "LVIS", "Protocol"]
 

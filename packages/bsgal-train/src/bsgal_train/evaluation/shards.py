@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from bsgal_train.evaluation.columns import Prediction, PredictionColumns
 from bsgal_train.evaluation.ground_truth import contains
-from bsgal_train.evaluation.runs import run_bounds
+from bsgal_train.evaluation.run_lengths import run_bounds
 
 __all__ = ["SCHEMA", "PredictionShards", "PredictionWriter"]
 
