@@ -265,14 +265,14 @@ def _check_data(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from bsgal_train.report import run_report, write_page
+    from bsgal_train.inspect.report import run_report, write_page
 
     print(write_page(run_report(options.run), options.out or options.run / "report.html"))
 
 
 def _replay(options: argparse.Namespace) -> int:
     from bsgal_train.engine.divergence import fit_for_json
-    from bsgal_train.replay import replay
+    from bsgal_train.inspect.replay import replay
 
     _use_threads(options.threads)
     line = _ProgressLine("steps on the way")
@@ -285,7 +285,7 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from bsgal_train.compare import compare_runs
+    from bsgal_train.inspect.compare import compare_runs
 
     found = compare_runs(options.run_a, options.run_b)
     print(json.dumps(dataclasses.asdict(found), indent=2) if options.json else found)

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from bsgal_train.engine.run import train
+from bsgal_train.inspect.report import run_report
 from bsgal_train.recipe import Recipe
-from bsgal_train.report import run_report
 
 InProcesses = Callable[[int, Callable[[int], object]], list[int]]
 

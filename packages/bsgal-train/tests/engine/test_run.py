@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from bsgal_paste import EmptyPoolError, NoCommonCategoryError, PoolFormatError
 from bsgal_train.annotations.derived import file_sha256
-from bsgal_train.compare import compare_runs
 from bsgal_train.engine.run import evaluate, train
 from bsgal_train.engine.step import DivergedError
 from bsgal_train.engine.trainer import Trainer, TrainingInterruptedError
@@ -23,6 +22,7 @@ from bsgal_train.errors import (
     UnknownCategoryError,
 )
 from bsgal_train.evaluation import PredictionShards
+from bsgal_train.inspect.compare import compare_runs
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.run_folder.run_log import read_metrics

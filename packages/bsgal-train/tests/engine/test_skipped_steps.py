@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from bsgal_train.engine.run import train
 from bsgal_train.engine.step import DivergedError, TrainingSteps
 from bsgal_train.errors import LostProcessError
+from bsgal_train.inspect.replay import replay
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
-from bsgal_train.replay import replay
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.run_folder.run_log import read_metrics
 

@@ -24,9 +24,9 @@ from bsgal_train.demo.outcome import demo_report, demo_table
 from bsgal_train.demo.settings import DemoSettings
 from bsgal_train.demo.stages import StageBook
 from bsgal_train.engine.run import evaluate, train
+from bsgal_train.inspect.report import write_page
 from bsgal_train.recipe import Recipe
 from bsgal_train.recipe.library import load_recipe
-from bsgal_train.report import write_page
 
 __all__ = ["run_demo"]
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from bsgal_train.demo.settings import DemoSettings
 from bsgal_train.demo.stages import StageRecord
-from bsgal_train.report import Arm, Fact, Report, StageTime
-from bsgal_train.report.pictures import pictured
-from bsgal_train.report.verdicts import Verdicts
+from bsgal_train.inspect.report import Arm, Fact, Report, StageTime
+from bsgal_train.inspect.report.pictures import pictured
+from bsgal_train.inspect.report.verdicts import Verdicts
 from bsgal_train.run_folder.decision_log import read_decisions
 
 __all__ = ["demo_arms", "demo_report", "demo_table"]

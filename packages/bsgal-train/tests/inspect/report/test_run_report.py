@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from bsgal_train.cli import main
+from bsgal_train.inspect.report import run_report
 from bsgal_train.recipe import Recipe
-from bsgal_train.report import run_report
 
 
 def test_results_and_verdicts_come_from_the_runs_files(run_folder: Path) -> None:

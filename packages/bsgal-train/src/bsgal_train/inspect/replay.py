@@ -13,7 +13,7 @@ from bsgal_train.annotations.paths import DataPaths
 from bsgal_train.engine.assembly import Assembly, assemble
 from bsgal_train.engine.divergence import Divergence, SampleContents, read_divergences
 from bsgal_train.engine.step import DivergedError, StepOutcome
-from bsgal_train.nonfinite_watch import BadLoss, BadOutput, NonFiniteWatch
+from bsgal_train.inspect.nonfinite_watch import BadLoss, BadOutput, NonFiniteWatch
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.checkpoint import CheckpointFolder, TrainingState

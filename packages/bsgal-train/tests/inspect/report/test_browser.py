@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bsgal_train.report import run_report, write_page
+from bsgal_train.inspect.report import run_report, write_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 # Presses the heading with the given text as often as told.

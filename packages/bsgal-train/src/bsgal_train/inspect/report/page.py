@@ -11,10 +11,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bsgal_train.report.chart import contribution_chart
-from bsgal_train.report.content import Report
-from bsgal_train.report.histogram_chart import histogram_chart
-from bsgal_train.report.line_chart import line_chart
+from bsgal_train.inspect.report.chart import contribution_chart
+from bsgal_train.inspect.report.content import Report
+from bsgal_train.inspect.report.histogram_chart import histogram_chart
+from bsgal_train.inspect.report.line_chart import line_chart
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -55,7 +55,7 @@ def render_page(report: Report) -> str:
 
 
 def _part(name: str) -> str:
-    return resources.files("bsgal_train.report").joinpath(name).read_text("utf-8")
+    return resources.files("bsgal_train.inspect.report").joinpath(name).read_text("utf-8")
 
 
 def _charts(report: Report) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from bsgal_train.cli import main
 from bsgal_train.engine.run import train
 from bsgal_train.engine.step import DivergedError
 from bsgal_train.errors import AnnotationError
+from bsgal_train.inspect.replay import Replay, replay
 from bsgal_train.recipe import Recipe
-from bsgal_train.replay import Replay, replay
 from bsgal_train.run_folder.checkpoint import CheckpointFolder
 from bsgal_train.run_folder.run_log import read_metrics
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bsgal_train.report.chart import MAX_DOTS
-from bsgal_train.report.content import JudgedStep, Line, ScoreHistogram
+from bsgal_train.inspect.report.chart import MAX_DOTS
+from bsgal_train.inspect.report.content import JudgedStep, Line, ScoreHistogram
 
 __all__ = ["GROUP_NAMES", "InstanceVerdicts", "Verdicts"]
 

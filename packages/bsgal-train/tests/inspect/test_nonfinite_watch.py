@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bsgal_train.detector.row_losses import BACKGROUND, Rows, report
-from bsgal_train.nonfinite_watch import BadLoss, BadOutput, NonFiniteWatch
+from bsgal_train.inspect.nonfinite_watch import BadLoss, BadOutput, NonFiniteWatch
 
 NAN = float("nan")
 

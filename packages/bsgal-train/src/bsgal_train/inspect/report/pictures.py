@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from bsgal_paste import InstancePool
-from bsgal_train.report.content import JudgedInstance
-from bsgal_train.report.verdicts import InstanceVerdicts
+from bsgal_train.inspect.report.content import JudgedInstance
+from bsgal_train.inspect.report.verdicts import InstanceVerdicts
 
 __all__ = ["pictured"]
 

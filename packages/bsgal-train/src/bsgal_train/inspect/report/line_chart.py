@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from bsgal_train.report.content import Line
-from bsgal_train.report.frame import Frame
+from bsgal_train.inspect.report.content import Line
+from bsgal_train.inspect.report.frame import Frame
 
 MAX_POINTS = 600
 _PX_PER_LETTER = 6.5

@@ -8,10 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from bsgal_train.evaluation.tables import METRICS
+from bsgal_train.inspect.report.content import (
+    CategoryRow,
+    Fact,
+    JudgedInstance,
+    Line,
+    MetricsRow,
+    Report,
+)
+from bsgal_train.inspect.report.pictures import pictured
+from bsgal_train.inspect.report.verdicts import InstanceVerdicts, Verdicts
 from bsgal_train.recipe import Recipe
-from bsgal_train.report.content import CategoryRow, Fact, JudgedInstance, Line, MetricsRow, Report
-from bsgal_train.report.pictures import pictured
-from bsgal_train.report.verdicts import InstanceVerdicts, Verdicts
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.run_folder.run_log import read_metrics
 

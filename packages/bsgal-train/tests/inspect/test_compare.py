@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from bsgal_train.cli import main
-from bsgal_train.compare import compare_runs
 from bsgal_train.engine.run import train
+from bsgal_train.inspect.compare import compare_runs
 from bsgal_train.recipe import Recipe
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from bsgal_train.report.content import ScoreHistogram
-from bsgal_train.report.frame import Frame
+from bsgal_train.inspect.report.content import ScoreHistogram
+from bsgal_train.inspect.report.frame import Frame
 
 
 def histogram_chart(histogram: ScoreHistogram) -> str:

@@ -1,6 +1,6 @@
 """Report pages of runs and of the demo: one HTML file that needs no network."""
 
-from bsgal_train.report.content import (
+from bsgal_train.inspect.report.content import (
     Arm,
     CategoryRow,
     Fact,
@@ -12,8 +12,8 @@ from bsgal_train.report.content import (
     ScoreHistogram,
     StageTime,
 )
-from bsgal_train.report.page import render_page, write_page
-from bsgal_train.report.run_report import run_report
+from bsgal_train.inspect.report.page import render_page, write_page
+from bsgal_train.inspect.report.run_report import run_report
 
 __all__ = [
     "Arm",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bsgal_train.report import (
+from bsgal_train.inspect.report import (
     Arm,
     CategoryRow,
     JudgedInstance,
@@ -17,9 +17,9 @@ from bsgal_train.report import (
     render_page,
     write_page,
 )
-from bsgal_train.report.chart import MAX_DOTS, contribution_chart
-from bsgal_train.report.histogram_chart import histogram_chart
-from bsgal_train.report.line_chart import line_chart
+from bsgal_train.inspect.report.chart import MAX_DOTS, contribution_chart
+from bsgal_train.inspect.report.histogram_chart import histogram_chart
+from bsgal_train.inspect.report.line_chart import line_chart
 
 PIXEL_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"

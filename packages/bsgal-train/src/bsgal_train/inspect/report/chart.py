@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from bsgal_train.report.content import JudgedStep
-from bsgal_train.report.frame import Frame
+from bsgal_train.inspect.report.content import JudgedStep
+from bsgal_train.inspect.report.frame import Frame
 
 MAX_DOTS = 1200
 """Of more verdicts, evenly chosen ones are drawn, so that a page of a long run still opens."""

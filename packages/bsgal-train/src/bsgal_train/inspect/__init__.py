@@ -1,0 +1,1 @@
+"""What a finished or failed run is looked at with."""
