@@ -292,7 +292,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from bsgal_train.doctor import diagnose
+    from bsgal_train.machine.doctor import diagnose
 
     found = diagnose(options.out)
     if options.json:
@@ -303,7 +303,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _setup_detectron2(options: argparse.Namespace) -> None:
-    from bsgal_train.detectron2_setup import install_detectron2
+    from bsgal_train.machine.detectron2_setup import install_detectron2
 
     install_detectron2(options.archive, report=print)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from bsgal_train import detectron2_setup
 from bsgal_train.cli import main
 from bsgal_train.errors import Detectron2SetupError
+from bsgal_train.machine import detectron2_setup
 
 
 def run_python(code: str, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -35,7 +35,7 @@ def dropped_names():
     return [hasattr(PIL.Image, "LINEAR"), importlib.util.find_spec("pkg_resources") is not None]
 
 before = dropped_names()
-from bsgal_train.detectron2_setup import ensure_detectron2
+from bsgal_train.machine.detectron2_setup import ensure_detectron2
 ensure_detectron2()
 ensure_detectron2()
 after = dropped_names()
@@ -97,7 +97,7 @@ def test_a_build_with_compiled_operators_keeps_them(tmp_path: Path):
     )
     make_package(tmp_path, {"__init__.py": "", "_C.py": "origin = 'compiled'", **files})
     done = run_python(
-        "from bsgal_train.detectron2_setup import ensure_detectron2\n"
+        "from bsgal_train.machine.detectron2_setup import ensure_detectron2\n"
         "ensure_detectron2()\n"
         "from detectron2 import _C\n"
         "print(_C.origin)",
@@ -117,7 +117,7 @@ def test_without_detectron2_the_error_names_the_setup_command(tmp_path: Path):
         "        if name == 'detectron2':\n"
         f"            return PathFinder.find_spec(name, [{str(tmp_path)!r}])\n"
         "sys.meta_path.insert(0, Hide)\n"
-        "from bsgal_train.detectron2_setup import ensure_detectron2\n"
+        "from bsgal_train.machine.detectron2_setup import ensure_detectron2\n"
         "ensure_detectron2()"
     )
     assert "run `bsgal-train setup-detectron2`" in done.stderr
@@ -126,7 +126,7 @@ def test_without_detectron2_the_error_names_the_setup_command(tmp_path: Path):
 def test_a_package_that_detectron2_lacks_is_named(tmp_path: Path):
     make_package(tmp_path, {"__init__.py": "import a_package_that_is_missing"})
     done = run_python(
-        "from bsgal_train.detectron2_setup import ensure_detectron2\nensure_detectron2()",
+        "from bsgal_train.machine.detectron2_setup import ensure_detectron2\nensure_detectron2()",
         PYTHONPATH=str(tmp_path),
     )
     assert "pip install a_package_that_is_missing" in done.stderr.splitlines()[-1]

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from bsgal_train import doctor
 from bsgal_train.cli import main
-from bsgal_train.doctor import diagnose
 from bsgal_train.errors import Detectron2MissingError
+from bsgal_train.machine import doctor
+from bsgal_train.machine.doctor import diagnose
 
 
 def test_a_machine_that_runs_the_tests_lacks_nothing(

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from bsgal_train.annotations.derived import cache_root
-from bsgal_train.detectron2_setup import SETUP_COMMAND, ensure_detectron2
 from bsgal_train.errors import Detectron2MissingError
+from bsgal_train.machine.detectron2_setup import SETUP_COMMAND, ensure_detectron2
 
 __all__ = ["Diagnosis", "diagnose"]
 
