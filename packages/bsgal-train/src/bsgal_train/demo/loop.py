@@ -20,9 +20,9 @@ from bsgal_generate import (
 from bsgal_mask import BorderSegmenter, U2NetSegmenter, build_pool
 from bsgal_train.builtin.dataset import ensure_builtin_dataset
 from bsgal_train.demo.display import Display
-from bsgal_train.demo.outcome import demo_report, demo_table
 from bsgal_train.demo.settings import DemoSettings
 from bsgal_train.demo.stages import StageBook
+from bsgal_train.demo.table import demo_report, demo_table
 from bsgal_train.engine.run import evaluate, train
 from bsgal_train.inspect.report import write_page
 from bsgal_train.recipe import Recipe
