@@ -220,7 +220,7 @@ def drawn(limit: int | None) -> Iterator[Case]:
     sys.path.insert(0, str(ROOT / "models" / "tiny_generator"))
     from renders import render, sample_appearance
 
-    from bsgal_train.builtin.sprites import load_sprites
+    from bsgal_train.builtin_dataset.sprites import load_sprites
 
     sprites = [
         (category_id, number, sprite)

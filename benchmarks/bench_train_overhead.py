@@ -233,7 +233,7 @@ def recipe_of(detector: str, mode: str, state: Path, quick: bool) -> Recipe:
     """Return the recipe of one case; data and pool are made on first use."""
     from sprite_pool import write_sprite_pool
 
-    from bsgal_train.builtin.dataset import ensure_builtin_dataset
+    from bsgal_train.builtin_dataset.dataset import ensure_builtin_dataset
     from bsgal_train.recipe.library import load_recipe
 
     ensure_builtin_dataset(state / "dataset")
@@ -256,7 +256,7 @@ def build_steps(
 
     from bsgal_paste import CategoryBalancedSampler, CopyPaste, InstancePool, UniformScale
     from bsgal_train.annotations import LvisAnnotations
-    from bsgal_train.builtin.dataset import ensure_builtin_dataset
+    from bsgal_train.builtin_dataset.dataset import ensure_builtin_dataset
     from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingMapper
     from bsgal_train.detector import build_detector
     from bsgal_train.engine.optimizer import build_optimizer

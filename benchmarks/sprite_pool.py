@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgal_train.builtin.appearance import render_object, sample_appearance
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
-from bsgal_train.builtin.sprites import load_sprites
+from bsgal_train.builtin_dataset.appearance import render_object, sample_appearance
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
+from bsgal_train.builtin_dataset.sprites import load_sprites
 
 DEFECTS = ("wrong_category", "broken_mask", "noise")
 _SIDE_PX = 96.0

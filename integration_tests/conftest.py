@@ -8,8 +8,8 @@ import torch
 
 from bsgal_generate import cli as generate_cli
 from bsgal_mask import cli as mask_cli
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
-from bsgal_train.builtin.dataset import BuiltinDataset, ensure_builtin_dataset
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
+from bsgal_train.builtin_dataset.dataset import BuiltinDataset, ensure_builtin_dataset
 
 COCO_MINI = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-mini"
 

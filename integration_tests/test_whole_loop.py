@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bsgal_train import cli as train_cli
-from bsgal_train.builtin.dataset import BuiltinDataset
+from bsgal_train.builtin_dataset.dataset import BuiltinDataset
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.run_folder.run_log import read_metrics
 

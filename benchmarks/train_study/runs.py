@@ -32,7 +32,7 @@ class Study:
     def __init__(
         self, folder: Path, pool: PoolKind, per_category: int, n_steps: int, batch_size: int
     ) -> None:
-        from bsgal_train.builtin.dataset import ensure_builtin_dataset
+        from bsgal_train.builtin_dataset.dataset import ensure_builtin_dataset
 
         check_settings(folder, {"pool": pool, "per_category": per_category})
         self._folder = folder

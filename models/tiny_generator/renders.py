@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
-from bsgal_train.builtin.sprites import load_sprites
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
+from bsgal_train.builtin_dataset.sprites import load_sprites
 
 IMAGE_PX = 128
 _SUPERSAMPLED_PX = 2 * IMAGE_PX

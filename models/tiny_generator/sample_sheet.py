@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw
 from text import main_caption, spoken_name
 
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
 
 N_STEPS = 20
 GUIDANCE_SCALE = 3.0

@@ -11,7 +11,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, tr
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES, BuiltinCategory
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES, BuiltinCategory
 
 MAX_TOKENS = 24
 VOCABULARY_SIZE = 1024

@@ -21,7 +21,7 @@ from renders import render_data_set
 from text import build_text_encoder, build_tokenizer, captions, encode, warm_up
 from training import Stage, StageInterruptedError, load_average, run_stage
 
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
 
 DECODER_SHARE = 0.1
 N_HELD_OUT = 4

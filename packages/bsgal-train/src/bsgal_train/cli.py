@@ -231,7 +231,7 @@ def _evaluate(options: argparse.Namespace) -> int | None:
 
 
 def _data(options: argparse.Namespace) -> None:
-    from bsgal_train.builtin.dataset import ensure_builtin_dataset
+    from bsgal_train.builtin_dataset.dataset import ensure_builtin_dataset
 
     line = _ProgressLine("drawing images")
     dataset = ensure_builtin_dataset(

@@ -6,7 +6,7 @@ import json
 from importlib.resources import files
 from pathlib import Path
 
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
 from bsgal_train.detector import build_detector, load_weights
 from bsgal_train.recipe import DetectorConfig
 from bsgal_train.recipe.library import load_recipe

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bsgal_train.annotations.lvis import LvisAnnotations
-from bsgal_train.builtin.dataset import ensure_builtin_dataset
+from bsgal_train.builtin_dataset.dataset import ensure_builtin_dataset
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import DataConfig
 

@@ -18,7 +18,7 @@ from bsgal_generate import (
     load_pipeline,
 )
 from bsgal_mask import BorderSegmenter, U2NetSegmenter, build_pool
-from bsgal_train.builtin.dataset import ensure_builtin_dataset
+from bsgal_train.builtin_dataset.dataset import ensure_builtin_dataset
 from bsgal_train.demo.display import Display
 from bsgal_train.demo.settings import DemoSettings
 from bsgal_train.demo.stages import StageBook

@@ -5,8 +5,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
-from bsgal_train.builtin.plan import plan_images, train_image_counts, val_image_counts
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
+from bsgal_train.builtin_dataset.plan import plan_images, train_image_counts, val_image_counts
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
 
 __all__ = [
     "MIN_VAL_IMAGES_PER_CATEGORY",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgal_train.builtin.appearance import render_object, sample_appearance
+from bsgal_train.builtin_dataset.appearance import render_object, sample_appearance
 
 __all__ = ["MIN_VISIBLE_PX", "MIN_VISIBLE_SHARE", "Scene", "SceneObject", "compose_scene"]
 

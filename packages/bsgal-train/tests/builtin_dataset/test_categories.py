@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 
-from bsgal_train.builtin.categories import (
+from bsgal_train.builtin_dataset.categories import (
     BUILTIN_CATEGORIES,
     MAX_COMMON_IMAGES,
     MAX_RARE_IMAGES,

