@@ -303,7 +303,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _setup_detectron2(options: argparse.Namespace) -> None:
-    from bsgal_train.machine.detectron2_setup import install_detectron2
+    from bsgal_train.machine.install_detectron2 import install_detectron2
 
     install_detectron2(options.archive, report=print)
 

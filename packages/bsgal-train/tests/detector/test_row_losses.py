@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from bsgal_train.machine.detectron2_setup import ensure_detectron2
+from bsgal_train.machine.detectron2_shims import ensure_detectron2
 
 ensure_detectron2()
 

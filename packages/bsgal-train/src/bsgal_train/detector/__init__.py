@@ -6,7 +6,7 @@ row, with the object that each row stands for and the modules that see just thes
 
 # ruff: noqa: E402 - detectron2 must be made importable before anything below imports it.
 
-from bsgal_train.machine.detectron2_setup import ensure_detectron2
+from bsgal_train.machine.detectron2_shims import ensure_detectron2
 
 ensure_detectron2()
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 from bsgal_train.annotations.derived import cache_root
 from bsgal_train.errors import Detectron2MissingError
-from bsgal_train.machine.detectron2_setup import SETUP_COMMAND, ensure_detectron2
+from bsgal_train.machine.detectron2_shims import SETUP_COMMAND, ensure_detectron2
 
 __all__ = ["Diagnosis", "diagnose"]
 
