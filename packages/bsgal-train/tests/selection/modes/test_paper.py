@@ -13,7 +13,8 @@ from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.detector.agreement import agreed
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
-from bsgal_train.selection import build_selection, paper
+from bsgal_train.selection import build_selection
+from bsgal_train.selection.modes import paper
 from bsgal_train.selection.modes.paper import PaperSelection
 from bsgal_train.selection.scoring.passes import candidate_loss, gradients, reference_loss
 
