@@ -108,15 +108,9 @@ def read_decisions(folder: str | Path) -> pa.Table:
     """Return all rows of a decision log in the order they were made.
 
     Args:
-        folder: `decisions` in the run's folder.
-
-    Raises:
-        FileNotFoundError: there is no such folder.
+        folder: `decisions` in the run's folder; where there is none, nothing was judged.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no decision log {folder}; a run's is RUN/decisions")
-    tables = [pq.read_table(path, schema=SCHEMA) for path in _parts(folder)]
+    tables = [pq.read_table(path, schema=SCHEMA) for path in _parts(Path(folder))]
     return pa.concat_tables([SCHEMA.empty_table(), *tables])
 
 
