@@ -76,6 +76,92 @@ def test_a_range_without_counts_is_refused(count_range):
         CategoryBalancedSampler(pool_with_counts(1), count_range=count_range)
 
 
+def weighted(pool: InstancePool, weights, n: int, seed: int = 0) -> np.ndarray:
+    sampler = CategoryBalancedSampler(pool, instance_weights=lambda: weights)
+    rng = np.random.default_rng(seed)
+    return np.concatenate([sampler.sample(rng, NONE) for _ in range(n)])
+
+
+def test_within_a_category_instances_come_by_weight_and_categories_stay_balanced():
+    pool = pool_with_counts(1, 4, 50, 400)
+    weights = np.random.default_rng(1).random(455)
+    weights[1:5] = [0, 1, 2, 5]
+    drawn = weighted(pool, weights, 2000)
+    categories = np.array([(pool.category_ids_of(drawn) == c).sum() for c in pool.category_ids])
+    assert chi_square(categories) < CHI2_3
+    own = np.array([(drawn == position).sum() for position in (2, 3, 4)])
+    expected = own.sum() * np.array([1, 2, 5]) / 8
+    # 99.9 % quantile of chi-square with 2 degrees of freedom.
+    assert ((own - expected) ** 2 / expected).sum() < 13.82
+    assert 1 not in drawn
+
+
+def test_a_category_whose_weights_are_all_0_leaves_its_place_to_the_others():
+    pool = pool_with_counts(3, 5, 1, 2, 4)
+    drawn = weighted(pool, np.repeat([2.0, 0.0, 1.0, 1.0, 9.0], [3, 5, 1, 2, 4]), 2000)
+    counts = np.bincount(pool.category_ids_of(drawn) // 10 - 1, minlength=5)
+    assert counts[1] == 0
+    assert chi_square(counts[[0, 2, 3, 4]]) < CHI2_3
+    assert len(weighted(pool, np.zeros(15), 50)) == 0
+    assert len(weighted(InstancePool.from_arrays([], []), np.zeros(0), 50)) == 0
+
+
+@pytest.mark.parametrize("weights", [None, np.ones(14), np.full(14, 0.3, dtype=np.float32)])
+def test_equal_weights_draw_the_same_as_none(weights):
+    pool = pool_with_counts(3, 10, 1)
+    np.testing.assert_array_equal(weighted(pool, weights, 500), np.concatenate(draws(pool, 500)))
+
+
+def test_instance_weights_may_change_between_draws():
+    pool = pool_with_counts(2, 2)
+    given = [np.array([1.0, 0, 0, 0]), np.array([0, 0, 0, 1.0]), None, np.array([0, 1.0, 0, 0])]
+    answers = iter(given)
+    sampler = CategoryBalancedSampler(
+        pool, count_range=(40, 41), instance_weights=lambda: next(answers)
+    )
+    rng = np.random.default_rng(0)
+    drawn = [set(sampler.sample(rng, NONE).tolist()) for _ in given]
+    assert drawn == [{0}, {3}, {0, 1, 2, 3}, {1}]
+
+
+def test_weights_are_looked_through_once_and_not_at_every_draw():
+    class Counted:
+        looks = 0
+
+        def __array__(self, dtype=None, copy=None):
+            self.looks += 1
+            return np.linspace(0, 1, 30)
+
+    weights = Counted()
+    sampler = CategoryBalancedSampler(pool_with_counts(10, 20), instance_weights=lambda: weights)
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        sampler.sample(rng, NONE)
+    assert weights.looks == 1
+
+
+@pytest.mark.parametrize("tiny", [5e-324, 1e-310])
+def test_the_smallest_weights_hit_no_instance_of_weight_0(tiny):
+    drawn = weighted(pool_with_counts(4), np.array([0, tiny, 0, 0]), 200)
+    assert set(drawn.tolist()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (np.ones(3), r"must give \(2,\) values, one per position of the pool, got \(3,\)"),
+        (np.ones((2, 1)), r"got \(2, 1\)"),
+        (np.array([1.0, np.nan]), "at least 0, got nan at position 1"),
+        (np.array([np.inf, 1.0]), "at least 0, got inf at position 0"),
+        (np.array([0.5, -1.0]), "at least 0, got -1.0 at position 1"),
+        (np.array([1e308, 1e308]), "add up to a finite number"),
+    ],
+)
+def test_instance_weights_that_make_no_sense_are_refused(weights, message):
+    with pytest.raises(ValueError, match=message):
+        weighted(pool_with_counts(2), weights, 1)
+
+
 def lvis() -> dict:
     """Ten images: 10 in all, 20 in the first four, 30 in the first; 40 in none."""
     holds = {10: range(10), 20: range(4), 30: range(1)}

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from bsgal_paste._arrays import FloatArray, IntArray
 from bsgal_paste._pool import InstancePool
+from bsgal_paste._weight_table import WeightTable
 
 CategoryWeights: TypeAlias = Callable[[IntArray, IntArray], FloatArray]
 """Takes the pool's category ids `(C,)` and the target's category ids `(N,)`, gives one weight of at
 least 0 per category of the pool `(C,)`."""
+InstanceWeights: TypeAlias = Callable[[], npt.NDArray[np.floating[Any]] | None]
+"""Gives one weight of at least 0 per position of the pool, `(n_instances,)`, or None: all alike. An
+array that has been given must not be changed; other weights are another array."""
 
 
 class Sampler(Protocol):
@@ -31,7 +36,7 @@ class Sampler(Protocol):
 
 
 class CategoryBalancedSampler:
-    """Draw a category uniformly among those with instances, then one of its instances uniformly.
+    """Draw a category uniformly among those with instances, then one of its instances.
 
     This is the rule of the released BSGAL recipe (`cas_random`): a category with three instances
     is drawn as often as one with a thousand.
@@ -40,23 +45,45 @@ class CategoryBalancedSampler:
         pool: The pool to draw from. From an empty one nothing is drawn.
         count_range: The number of instances is uniform over this range, upper end exclusive;
             the recipe's (0, 20) draws 0 to 19.
+        instance_weights: Asked at every draw, so the weights may follow what training finds out:
+            within its category an instance is drawn in proportion to its weight, and a category
+            whose weights are all 0 is not drawn. None, as the argument or as the answer, weighs
+            all alike; so do equal weights, with the same draws. New weights cost time in
+            proportion to the pool, the same array again costs nothing.
 
     Raises:
         ValueError: `count_range` is empty or negative.
     """
 
-    def __init__(self, pool: InstancePool, *, count_range: tuple[int, int] = (0, 20)) -> None:
+    def __init__(
+        self,
+        pool: InstancePool,
+        *,
+        count_range: tuple[int, int] = (0, 20),
+        instance_weights: InstanceWeights | None = None,
+    ) -> None:
         self._first = pool.first_positions
         self._counts = pool.counts
         self._count_range = checked_count_range(count_range)
+        self._ask = instance_weights
+        self._table: WeightTable | None = None
 
     def sample(self, rng: np.random.Generator, target_category_ids: IntArray) -> IntArray:
-        """Draw pool positions; `target_category_ids` plays no part."""
+        """Draw pool positions; `target_category_ids` plays no part.
+
+        Raises:
+            ValueError: The weights are negative, not finite, or not one per instance.
+        """
         n = int(rng.integers(*self._count_range))
         if not len(self._counts):
             return np.zeros(0, dtype=np.int64)
-        category = rng.integers(len(self._counts), size=n)
-        return self._first[category] + rng.integers(self._counts[category])
+        weights = None if self._ask is None else self._ask()
+        if weights is None:
+            category = rng.integers(len(self._counts), size=n)
+            return self._first[category] + rng.integers(self._counts[category])
+        if self._table is None or self._table.weights is not weights:
+            self._table = WeightTable(weights, self._first, self._counts)
+        return self._table.draw(rng, n)
 
 
 class UniformSampler:
