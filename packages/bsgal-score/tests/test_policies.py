@@ -96,7 +96,8 @@ def test_the_reference_quantile_follows_real_units_only():
     policy = ReferenceQuantile(0.75, window=8, initial_threshold=-1.0)
     assert policy.threshold == -1.0
     observed = np.random.default_rng(0).normal(size=20).tolist()
-    policy.observe([None, math.nan, math.inf, *observed])
+    for contribution in (None, math.nan, math.inf, *observed):
+        policy.observe([contribution])
     expected = np.quantile(observed[-8:], 0.25)
     assert policy.threshold == pytest.approx(expected)
     for contribution in (-5.0, 5.0, None, math.nan):
@@ -133,6 +134,43 @@ def test_each_group_has_its_own_policy():
     assert policy.decide(0.5, "f").threshold == 3.0
     with pytest.raises(ValueError, match=r"`group` must be one of \['f', 'r'\], got 'c'"):
         policy.decide(0.5, "c")
+
+
+@pytest.mark.parametrize("window", [1000, 40, 7])
+def test_the_order_of_the_units_of_a_step_changes_neither_verdicts_nor_state(window):
+    rng = np.random.default_rng(3)
+
+    def make():
+        groups = {"r": QuantileThreshold(0.5, window), "f": ReferenceQuantile(0.5, window)}
+        return PerGroup({**groups, "c": FixedThreshold(0.0)})
+
+    one, other = make(), make()
+    for _ in range(5):
+        units = [*rng.normal(size=30).tolist(), None, math.nan, math.inf]
+        groups = rng.choice(["r", "c", "f"], size=len(units)).tolist()
+        order = rng.permutation(len(units))
+        decisions = one.decide_many(units, groups)
+        shuffled = other.decide_many([units[i] for i in order], [groups[i] for i in order])
+        assert repr([decisions[i] for i in order]) == repr(shuffled)
+        one.policies["f"].observe(units)
+        other.policies["f"].observe([units[i] for i in order])
+        assert one.state_dict() == other.state_dict()
+
+
+def test_a_window_smaller_than_a_step_keeps_an_even_share_of_it():
+    policy = QuantileThreshold(0.5, window=100)
+    policy.decide_many(np.random.default_rng(4).permutation(1000).tolist())
+    kept = policy.state_dict()["recent"]
+    assert np.quantile(kept, [0.1, 0.5, 0.9]) == pytest.approx([100, 500, 900], abs=15)
+
+
+def test_a_group_that_is_missing_is_named_before_anything_is_decided():
+    policy = PerGroup({"r": QuantileThreshold(1.0)})
+    with pytest.raises(ValueError, match="got 'c'"):
+        policy.decide_many([1.0, 2.0], ["r", "c"])
+    with pytest.raises(ValueError, match="one group per contribution, got 1 for 2"):
+        policy.decide_many([1.0, 2.0], ["r"])
+    assert policy.state_dict()["r"]["recent"] == []
 
 
 def test_stop_and_resume_decides_bit_for_bit():

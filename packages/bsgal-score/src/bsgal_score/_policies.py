@@ -10,11 +10,13 @@ import math
 from abc import ABC, abstractmethod
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from ._verdict import Decision, Verdict
 from .errors import StateMismatchError
+
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 class Policy(Protocol):
@@ -22,6 +24,10 @@ class Policy(Protocol):
 
     def decide(self, contribution: float | None) -> Decision:
         """Judge one unit; None means that there is no evidence."""
+        ...
+
+    def decide_many(self, contributions: Sequence[float | None]) -> list[Decision]:
+        """Judge the units of a step, whose order must not matter."""
         ...
 
     def step(self) -> None:
@@ -70,6 +76,10 @@ class FixedThreshold:
         """Judge one unit; None means that there is no evidence."""
         return judge(contribution, self.threshold)
 
+    def decide_many(self, contributions: Sequence[float | None]) -> list[Decision]:
+        """Judge the units of a step."""
+        return [self.decide(contribution) for contribution in contributions]
+
     def step(self) -> None:
         """Do nothing: this threshold never moves."""
 
@@ -83,7 +93,7 @@ class FixedThreshold:
         Raises:
             StateMismatchError: If it did not.
         """
-        _check_settings(state, self.state_dict(), ("threshold",))
+        check_settings(state, self.state_dict(), ("threshold",))
 
 
 class LinearSchedule:
@@ -134,7 +144,7 @@ class LinearSchedule:
         Raises:
             StateMismatchError: If it was saved by another schedule.
         """
-        _check_settings(state, self.state_dict(), ("start", "end", "total_steps"))
+        check_settings(state, self.state_dict(), ("start", "end", "total_steps"))
         self.n_steps = int(state["n_steps"])
 
 
@@ -205,10 +215,17 @@ class QuantileThreshold(_OfWindow):
 
     def decide(self, contribution: float | None) -> Decision:
         """Judge one unit, then remember its contribution; None means that there is no evidence."""
-        decision = judge(contribution, self.threshold)
-        if contribution is not None and decision.verdict is not Verdict.NONFINITE:
-            self._recent.add(float(contribution))
-        return decision
+        return self.decide_many([contribution])[0]
+
+    def decide_many(self, contributions: Sequence[float | None]) -> list[Decision]:
+        """Judge the units of a step by one threshold, then remember their contributions.
+
+        Neither the decisions nor what is remembered depend on the order of the units.
+        """
+        threshold = self.threshold
+        decisions = [judge(contribution, threshold) for contribution in contributions]
+        self._recent.add_many(contributions)
+        return decisions
 
     def step(self) -> None:
         """Move the schedule of the kept share on by one training step, if there is one."""
@@ -233,7 +250,7 @@ class QuantileThreshold(_OfWindow):
             StateMismatchError: If it was saved with other settings.
         """
         expected = self.state_dict()
-        _check_settings(state, expected, ("kept_share", "window", "initial_threshold"))
+        check_settings(state, expected, ("kept_share", "window", "initial_threshold"))
         if isinstance(self._kept_share, LinearSchedule):
             if state["schedule"] is None:
                 raise StateMismatchError("the saved policy has no schedule, this one has")
@@ -277,14 +294,19 @@ class ReferenceQuantile(_OfWindow):
         return self._kept_share
 
     def observe(self, contributions: Iterable[float | None]) -> None:
-        """Remember contributions of reference units; those that are None or not finite are not."""
-        for contribution in contributions:
-            if contribution is not None and math.isfinite(contribution):
-                self._recent.add(float(contribution))
+        """Remember contributions of reference units; those that are None or not finite are not.
+
+        What is remembered does not depend on the order of those that are given together.
+        """
+        self._recent.add_many(contributions)
 
     def decide(self, contribution: float | None) -> Decision:
         """Judge one unit; None means that there is no evidence."""
         return judge(contribution, self.threshold)
+
+    def decide_many(self, contributions: Sequence[float | None]) -> list[Decision]:
+        """Judge the units of a step."""
+        return [self.decide(contribution) for contribution in contributions]
 
     def step(self) -> None:
         """Do nothing: no schedule moves this threshold."""
@@ -304,7 +326,7 @@ class ReferenceQuantile(_OfWindow):
         Raises:
             StateMismatchError: If it was saved with other settings.
         """
-        _check_settings(state, self.state_dict(), ("kept_share", "window", "initial_threshold"))
+        check_settings(state, self.state_dict(), ("kept_share", "window", "initial_threshold"))
         self._recent = _Window(self.window, state["recent"])
 
 
@@ -318,7 +340,14 @@ class _Window:
         self._recent = deque(values)
         self._sorted = sorted(self._recent)
 
-    def add(self, value: float) -> None:
+    def add_many(self, values: Iterable[float | None]) -> None:
+        """Add those that are finite numbers, in an order of their own."""
+        ordered = sorted(float(one) for one in values if one is not None and math.isfinite(one))
+        # Strides by the golden ratio: whichever of them a full window keeps are spread evenly.
+        for rank in sorted(range(len(ordered)), key=lambda rank: rank * _GOLDEN_RATIO % 1.0):
+            self._add(ordered[rank])
+
+    def _add(self, value: float) -> None:
         self._recent.append(value)
         insort(self._sorted, value)
         if len(self._recent) > self.size:
@@ -364,9 +393,31 @@ class PerGroup:
         Raises:
             ValueError: If there is no such group.
         """
-        if group not in self.policies:
-            raise ValueError(f"`group` must be one of {sorted(self.policies)}, got {group!r}")
-        return self.policies[group].decide(contribution)
+        return self.decide_many([contribution], [group])[0]
+
+    def decide_many(
+        self, contributions: Sequence[float | None], groups: Sequence[str]
+    ) -> list[Decision]:
+        """Judge the units of a step, each by the policy of its group; their order does not matter.
+
+        Raises:
+            ValueError: If there is no such group, or not one per contribution; nothing was decided.
+        """
+        if len(groups) != len(contributions):
+            raise ValueError(
+                f"`groups` must name one group per contribution, got {len(groups)} for "
+                f"{len(contributions)}"
+            )
+        units_of: dict[str, list[int]] = {}
+        for number, group in enumerate(groups):
+            if group not in self.policies:
+                raise ValueError(f"`group` must be one of {sorted(self.policies)}, got {group!r}")
+            units_of.setdefault(group, []).append(number)
+        decisions: dict[int, Decision] = {}
+        for group, units in units_of.items():
+            judged = self.policies[group].decide_many([contributions[unit] for unit in units])
+            decisions.update(zip(units, judged, strict=True))
+        return [decisions[number] for number in range(len(contributions))]
 
     def step(self) -> None:
         """Step every policy."""
@@ -391,9 +442,14 @@ class PerGroup:
             policy.load_state_dict(state[group])
 
 
-def _check_settings(
-    saved: Mapping[str, Any], expected: Mapping[str, Any], names: tuple[str, ...]
+def check_settings(
+    saved: Mapping[str, Any], expected: Mapping[str, Any], names: Iterable[str]
 ) -> None:
+    """Refuse a saved state whose settings of these names are not the expected ones.
+
+    Raises:
+        StateMismatchError: Naming the first setting that differs.
+    """
     for name in names:
         if saved.get(name) != expected[name]:
             raise StateMismatchError(
