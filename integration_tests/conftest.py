@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from bsgal_generate import cli as generate_cli
 from bsgal_mask import cli as mask_cli
 from bsgal_train.builtin_dataset.categories import BUILTIN_CATEGORIES
 from bsgal_train.builtin_dataset.dataset import BuiltinDataset, ensure_builtin_dataset
+
+# Benchmarks import each other as scripts do.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 COCO_MINI = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco-mini"
 

@@ -8,25 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+from train_study.kinds import SEEDS, Role
+from train_study.plant import plant_defects
+
 PoolKind = Literal["drawn", "generated"]
 """The built-in drawings in random appearances, or instances of the built-in pipeline."""
 
-DEFECT_SHARE = 0.15
-"""Share of the pool that each of the three kinds of defect hits."""
 
-
-def make_pool(folder: Path, kind: PoolKind, per_category: int) -> Path:
+def make_pool(folder: Path, kind: PoolKind, per_category: int, role: Role = "development") -> Path:
     """Make the spoilt pool, or find it."""
-    from sprite_pool import plant_defects, write_sprite_pool
+    from sprite_pool import write_sprite_pool
 
+    seed = SEEDS[role]
     if kind == "drawn":
-        clean = write_sprite_pool(folder / "drawn", per_category)
+        clean = write_sprite_pool(folder / f"drawn-{seed}", per_category, seed)
     else:
-        clean = generate_pool(folder, per_category)
-    return plant_defects(clean, folder / f"{kind}-planted", DEFECT_SHARE)
+        clean = generate_pool(folder, per_category, seed)
+    return plant_defects(clean, folder / f"{kind}-{role}", role)
 
 
-def generate_pool(folder: Path, per_category: int) -> Path:
+def generate_pool(folder: Path, per_category: int, seed: int) -> Path:
     """Generate and cut out instances with what ships with the packages."""
     from bsgal_generate import (
         TEMPLATES,
@@ -38,17 +39,18 @@ def generate_pool(folder: Path, per_category: int) -> Path:
     )
     from bsgal_mask import BorderSegmenter, build_pool
 
-    pool = folder / "generated"
+    pool = folder / f"generated-{seed}"
     if not (pool / "meta.json").is_file():
         plan = GenerationPlan(
             categories=tuple(load_categories(folder / "dataset/annotations/lvis_train.json")),
             images_per_category=per_category,
             templates=(TEMPLATES["single_noun"],),
-            seed=0,
+            seed=seed,
         )
+        images = folder / f"images-{seed}"
         config = SamplingConfig(num_inference_steps=15)
-        generate(plan, load_pipeline("tiny"), folder / "images", config=config)
-        build_pool(folder / "images", pool, methods=(BorderSegmenter(),))
+        generate(plan, load_pipeline("tiny"), images, config=config)
+        build_pool(images, pool, methods=(BorderSegmenter(),))
     return pool
 
 
