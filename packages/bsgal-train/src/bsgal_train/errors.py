@@ -51,6 +51,10 @@ class TooManyCorruptImagesError(RuntimeError):
     """One unreadable image after another: training on the rest would be misleading."""
 
 
+class DrawTableError(RuntimeError):
+    """Published draw weights are missing, replaced too early or not alike in all processes."""
+
+
 class LostProcessError(RuntimeError):
     """Another process of the same run has ended or cannot be reached."""
 

@@ -9,6 +9,8 @@ from bsgal_train.machine.detectron2_shims import ensure_detectron2
 ensure_detectron2()
 
 from bsgal_train.data.crop import CropWindow, RandomCrop
+from bsgal_train.data.draw_policy import DrawPolicy, weights_from_evidence
+from bsgal_train.data.draw_table import DrawTable
 from bsgal_train.data.loaders import (
     TestLoader,
     TrainLoader,
@@ -24,6 +26,8 @@ __all__ = [
     "REAL",
     "ClassMatchedReference",
     "CropWindow",
+    "DrawPolicy",
+    "DrawTable",
     "PastedInstance",
     "RandomCrop",
     "RepeatFactorSampler",
@@ -34,4 +38,5 @@ __all__ = [
     "build_test_loader",
     "build_train_loader",
     "compute_repeat_factors",
+    "weights_from_evidence",
 ]

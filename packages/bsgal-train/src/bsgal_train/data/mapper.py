@@ -9,6 +9,7 @@ import numpy as np
 from bsgal_paste import CopyPaste, PasteResult
 from bsgal_train.annotations import ImageRecord, LvisAnnotations
 from bsgal_train.data.crop import RandomCrop
+from bsgal_train.data.draw_table import DrawTable
 from bsgal_train.data.real_crops import RealCrops
 from bsgal_train.data.samples import REAL, PastedInstance, TrainingSample, training_input
 from bsgal_train.errors import CorruptImageError, TooManyCorruptImagesError
@@ -24,14 +25,17 @@ _CROP, _PASTE, _REPLACEMENT = range(3)
 class TrainingMapper:
     """Make the training sample at a position of the run.
 
-    A sample is a pure function of the arguments of this class, the position and the image index:
-    the number of loader processes, or where a run was resumed, changes nothing.
+    A sample is a pure function of the arguments of this class, the position and the image index,
+    and of the weights that were published for the position where there is a draw table: the
+    number of loader processes, or where a run was resumed, changes nothing.
 
     Args:
         annotations: The training images.
         crop: How a crop of a real image is drawn.
         seed: Of everything random.
         copy_paste: Pastes pool instances into the crop; None pastes nothing.
+        draw_table: Told of each position before something is pasted; the sampler of `copy_paste`
+            asks it for weights (`instance_weights=draw_table.current`).
 
     Raises:
         ValueError: The pool of `copy_paste` has categories that the annotations lack.
@@ -44,11 +48,13 @@ class TrainingMapper:
         *,
         seed: int,
         copy_paste: CopyPaste | None = None,
+        draw_table: DrawTable | None = None,
     ) -> None:
         self._crops = RealCrops(annotations, crop)
         self._annotations = annotations
         self._seed = seed
         self._copy_paste = copy_paste
+        self._draw_table = draw_table
         pool_ids = [] if copy_paste is None else copy_paste.pool.category_ids.tolist()
         unknown = [i for i in pool_ids if i not in annotations.class_index_of]
         if unknown:
@@ -64,11 +70,14 @@ class TrainingMapper:
 
         Raises:
             TooManyCorruptImagesError: The replacements cannot be read either.
+            DrawTableError: The weights for the position are not there.
         """
         record, crop, skipped = self._read(position, image_index)
         original = self._crops.real_input(record, crop)
         if self._copy_paste is None:
             return TrainingSample(position, original, original, (), tuple(skipped))
+        if self._draw_table is not None:
+            self._draw_table.go_to(position)
         result = self._copy_paste(crop, self._rng(position, _PASTE))
         skipped += [
             f"pool instance {removed.instance_id} cannot be read"
