@@ -17,6 +17,7 @@ from ._policies import (
     ReferenceQuantile,
 )
 from ._sketch import CountSketch, SketchStore
+from ._small_loss import SmallLoss
 from ._step_model import StepModel
 from ._unit_index import IGNORED, REFERENCE
 from ._unit_scores import UnitScores
@@ -37,6 +38,7 @@ __all__ = [
     "QuantileThreshold",
     "ReferenceQuantile",
     "SketchStore",
+    "SmallLoss",
     "StepModel",
     "UnitScores",
     "Verdict",
