@@ -124,6 +124,8 @@ def test_every_row_says_which_object_it_stands_for(
         for image, inputs in enumerate(tiny_inputs):
             sources = one.rows.source[one.rows.image == image]
             assert set(sources.tolist()) <= {BACKGROUND, *range(len(inputs["instances"]))}
+        places = torch.where(one.rows.source == BACKGROUND, -1, one.rows.source)
+        assert torch.equal(one.rows.object, places)
     by_name = {one.name: one for one in losses}
     # Each object's own box is among the proposals of the first stage and at its centre's place.
     for name in ("loss_cls_stage0", "loss_centernet_pos", "loss_mask"):

@@ -112,6 +112,23 @@ def test_rows_name_the_object_they_are_matched_to(
     assert not (found["loss_mask"].rows.source == BACKGROUND).any()
 
 
+def test_rows_tell_the_place_of_the_object_they_are_matched_to(
+    detector: nn.Module, tiny_inputs: list[dict[str, Any]]
+) -> None:
+    for one in tiny_inputs:
+        # In another order than the places.
+        one["instances"].gt_source = torch.tensor([1, 0])
+    _, found = record(detector, tiny_inputs)
+
+    for one in found.values():
+        rows = one.rows
+        foreground = rows.source != BACKGROUND
+        assert set(rows.object[foreground].tolist()) == {0, 1}
+        assert torch.equal(rows.source[foreground], 1 - rows.object[foreground])
+        assert (rows.object[~foreground] == -1).all()
+    assert "gt_object" not in tiny_inputs[0]["instances"].get_fields()
+
+
 def test_an_image_without_objects_has_background_rows_only(
     detector: nn.Module, tiny_inputs: list[dict[str, Any]]
 ) -> None:
@@ -123,6 +140,7 @@ def test_an_image_without_objects_has_background_rows_only(
 
     assert all(loss.isfinite() for loss in losses.values())
     assert (found["loss_cls"].rows.source == BACKGROUND).all()
+    assert (found["loss_cls"].rows.object == -1).all()
     assert len(found["loss_mask"].per_row) == 0
     torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
 

@@ -33,6 +33,7 @@ class Detector(nn.Module):
     def forward(self, inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         rows = Rows(
             source=torch.cat([one["source"] for one in inputs]),
+            object=torch.cat([one["source"] for one in inputs]),
             image=torch.tensor([i for i, one in enumerate(inputs) for _ in one["source"]]),
             boxes_xyxy=torch.zeros(sum(len(one["source"]) for one in inputs), 4),
         )

@@ -121,7 +121,7 @@ def test_a_loss_is_that_of_the_whole_batch_where_a_process_has_no_rows(
     def work(rank: int) -> None:
         n = 3 * (1 - rank)
         nowhere = torch.zeros(n, dtype=torch.int64)
-        rows = Rows(source=nowhere, image=nowhere, boxes_xyxy=torch.zeros(n, 4))
+        rows = Rows(source=nowhere, object=nowhere, image=nowhere, boxes_xyxy=torch.zeros(n, 4))
         whole, empty = (
             report(name=name, kind="cls", per_row=torch.ones(n), count=count, rows=rows)
             for name, count in (("whole", n), ("empty", 0))

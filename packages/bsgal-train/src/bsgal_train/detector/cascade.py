@@ -100,6 +100,7 @@ class SigmoidCascadeROIHeads(ImageWiseSampling, CascadeROIHeads):  # type: ignor
             proposal.gt_classes = target.gt_classes[matched]
             proposal.gt_classes[label == 0] = self.num_classes
             proposal.gt_boxes = target.gt_boxes[matched]
+            proposal.gt_object = matched
             if target.has("gt_source"):
                 proposal.gt_source = target.gt_source[matched]
         return proposals

@@ -157,6 +157,8 @@ class ImageWiseSampling(ROIHeads):  # type: ignore[misc]
         sampled = []
         for position, (proposal, target) in enumerate(zip(proposals, targets, strict=True)):
             seed_image(position, _STAGE)
+            # Carried over to the proposals as all fields of this prefix are.
+            target.gt_object = torch.arange(len(target), device=target.gt_classes.device)
             sampled += super().label_and_sample_proposals([proposal], [target])
         return sampled
 

@@ -12,7 +12,8 @@ A cascade reports one `RowLosses` per loss and stage, each with the modules of i
 nothing is recorded, `report` costs one sum, which training needs anyway.
 
 Rows are told apart by `gt_source` of the training inputs' "instances" (`bsgal_train.data.REAL`, or
-the number of the pasted object in its image), which detectron2 carries over to matched proposals.
+the number of the pasted object in its image), which detectron2 carries over to matched proposals,
+and by the place of the object among them, real or pasted.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Rows:
 
     Attributes:
         source: int64 (R,), `gt_source` of the object that a row is matched to, or `BACKGROUND`.
+        object: int64 (R,), place of that object among its image's "instances"; -1 for background.
         image: int64 (R,), position of its image in the batch.
         boxes_xyxy: float (R, 4), the region a row looks at; a point of a feature map is a box
             without area. No gradient.
@@ -59,6 +61,7 @@ class Rows:
     """
 
     source: Tensor
+    object: Tensor
     image: Tensor
     boxes_xyxy: Tensor
     class_index: Tensor | None = None
@@ -67,6 +70,7 @@ class Rows:
         """Return some of the rows, by mask or by index."""
         return Rows(
             source=self.source[chosen],
+            object=self.object[chosen],
             image=self.image[chosen],
             boxes_xyxy=self.boxes_xyxy[chosen],
             class_index=None if self.class_index is None else self.class_index[chosen],
@@ -152,18 +156,22 @@ def proposal_rows(proposals: Sequence[Any], n_classes: int) -> Rows:
 
     Args:
         proposals: one `Instances` per image, with proposal_boxes, gt_classes and (where the image
-            has objects) gt_source.
+            has objects) gt_source and gt_object.
         n_classes: number of foreground classes; a proposal of this class is background.
     """
-    sources, images = [], []
+    sources, objects, images = [], [], []
     for position, one in enumerate(proposals):
         foreground = one.gt_classes < n_classes
-        # An image without objects has no `gt_source`: every proposal in it is background.
-        source = one.gt_source if one.has("gt_source") else torch.full_like(one.gt_classes, -1)
+        # Without objects in the image neither field is there: every proposal in it is background.
+        nothing = torch.full_like(one.gt_classes, -1)
+        source = one.gt_source if one.has("gt_source") else nothing
         sources.append(torch.where(foreground, source, BACKGROUND))
+        matched = one.gt_object if one.has("gt_object") else nothing
+        objects.append(torch.where(foreground, matched, -1))
         images.append(torch.full_like(one.gt_classes, position))
     return Rows(
         source=torch.cat(sources),
+        object=torch.cat(objects),
         image=torch.cat(images),
         boxes_xyxy=torch.cat([one.proposal_boxes.tensor for one in proposals]).detach(),
         class_index=torch.cat([one.gt_classes for one in proposals]),

@@ -34,8 +34,9 @@ class RowRPN(RPN):  # type: ignore[misc]  # detectron2 ships no types
         """Label anchors as detectron2 does.
 
         Returns:
-            Per image, int8 (A,) labels -1 ignored, 0 background, 1 object; and float (A, 5), the
-            matched box and its `gt_source`, meaningless where the label is not 1.
+            Per image, int8 (A,) labels -1 ignored, 0 background, 1 object; and float (A, 6), the
+            matched box, its `gt_source` and its place in the image, meaningless where the label is
+            not 1.
         """
         all_anchors = Boxes.cat(anchors)
         labels, matches = [], []
@@ -44,14 +45,15 @@ class RowRPN(RPN):  # type: ignore[misc]  # detectron2 ships no types
             matched, label = self.anchor_matcher(pairwise_iou(targets.gt_boxes, all_anchors))
             labels.append(self._subsample_labels(label))
             if len(targets) == 0:
-                matches.append(torch.zeros(len(all_anchors), 5, device=label.device))
+                matches.append(torch.zeros(len(all_anchors), 6, device=label.device))
                 continue
             source = (
                 targets.gt_source
                 if targets.has("gt_source")
                 else torch.full_like(targets.gt_classes, -1)
             )
-            found = torch.cat([targets.gt_boxes.tensor, source[:, None].float()], dim=1)
+            names = torch.stack([source, torch.arange(len(targets), device=source.device)], dim=1)
+            found = torch.cat([targets.gt_boxes.tensor, names.float()], dim=1)
             matches.append(found[matched])
         return labels, matches
 
@@ -71,6 +73,7 @@ class RowRPN(RPN):  # type: ignore[misc]  # detectron2 ships no types
         match = torch.stack(gt_boxes)[image, anchor]
         rows = Rows(
             source=torch.where(positive, match[:, 4].long(), BACKGROUND),
+            object=torch.where(positive, match[:, 5].long(), -1),
             image=image,
             boxes_xyxy=Boxes.cat(anchors).tensor[anchor],
         )

@@ -160,6 +160,7 @@ class CenterNetProposals(nn.Module):
             count=len(centre),
             rows=Rows(
                 source=torch.full_like(everywhere, BACKGROUND),
+                object=torch.full_like(everywhere, -1),
                 image=everywhere,
                 boxes_xyxy=locations.xy.repeat(n_images, 2),
             ),
@@ -202,7 +203,12 @@ def _rows(
     sources: Sequence[Tensor],
 ) -> Rows:
     source = torch.cat([own[found] for own, found in zip(sources, objects, strict=True)])
-    return Rows(source=source, image=image, boxes_xyxy=locations.xy[place].repeat(1, 2))
+    return Rows(
+        source=source,
+        object=torch.cat(list(objects)),
+        image=image,
+        boxes_xyxy=locations.xy[place].repeat(1, 2),
+    )
 
 
 def _proposals(

@@ -156,6 +156,7 @@ def _as_proposals(targets: Instances) -> Instances:
     proposals.objectness_logits = torch.zeros(len(targets), device=targets.gt_classes.device)
     for name, value in targets.get_fields().items():
         proposals.set(name, value)
+    proposals.gt_object = torch.arange(len(targets), device=targets.gt_classes.device)
     return proposals
 
 
