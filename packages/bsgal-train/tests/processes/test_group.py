@@ -181,3 +181,15 @@ def test_two_processes_equal_one_with_the_double_batch(
     for name, value in load_file(alone / "detector.safetensors").items():
         torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
     assert sorted(p.name for p in shared.iterdir()) == sorted(p.name for p in alone.iterdir())
+
+
+def test_alone_a_process_asks_nobody(in_processes: InProcesses) -> None:
+    def work(rank: int) -> None:
+        if rank == 0:
+            with processes.alone():
+                assert (processes.n_processes(), processes.rank()) == (1, 0)
+                assert processes.total(3.0) == 3.0
+                assert processes.gather([rank]) == [[0]]
+        assert processes.gather([rank]) == [[0], [1]]
+
+    assert in_processes(2, work) == [0, 0]

@@ -103,7 +103,7 @@ def build_train_loader(
             f"{len(annotations.images)} images; compute them from the same annotations"
         )
     places = _Places(sampler, batch_size, start_position, own or range(batch_size))
-    batches = _data_loader(_TrainingSet(mapper), n_workers, batch_sampler=places)
+    batches = data_loader(_TrainingSet(mapper), n_workers, batch_sampler=places)
     return TrainLoader(batches, skipped or SkippedFiles())
 
 
@@ -130,7 +130,7 @@ def build_test_loader(
     """
     own = range(process, len(annotations.images), n_processes)
     images = _TestSet(annotations, image_px, image_short_px)
-    return TestLoader(_data_loader(images, n_workers, sampler=own, batch_size=None))
+    return TestLoader(data_loader(images, n_workers, sampler=own, batch_size=None))
 
 
 class _Places(torch.utils.data.Sampler[list[Place]]):
@@ -193,7 +193,7 @@ def _resized(
     return resized
 
 
-def _data_loader(dataset: Any, n_workers: int, **order: Any) -> Any:
+def data_loader(dataset: Any, n_workers: int, **order: Any) -> Any:
     return torch.utils.data.DataLoader(
         dataset,
         num_workers=n_workers,

@@ -35,10 +35,10 @@ from bsgal_train.engine.step import TrainingSteps
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.errors import AnnotationFormatError
 from bsgal_train.processes import group as processes
-from bsgal_train.recipe import Recipe, ScheduleConfig
+from bsgal_train.recipe import DataConfig, Recipe, ScheduleConfig
 from bsgal_train.selection import build_selection
 
-__all__ = ["Assembly", "assemble"]
+__all__ = ["Assembly", "assemble", "training_crop"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +82,7 @@ def assemble(
     problem = lvis_v1_train_problem(annotations)
     if problem is not None:
         raise AnnotationFormatError(problem)
-    crop = RandomCrop(
-        crop_px=recipe.data.crop_px,
-        scale_range=recipe.data.scale_range,
-        flip_prob=recipe.data.flip_prob,
-    )
+    crop = training_crop(recipe.data)
     seed = recipe.schedule.seed
     skipped = SkippedFiles()
     sha256 = file_sha256(annotations.path)
@@ -124,6 +120,13 @@ def assemble(
         detector=detector,
         steps=TrainingSteps(recipe, detector, update, selection, skipped),
         batches=batches,
+    )
+
+
+def training_crop(config: DataConfig) -> RandomCrop:
+    """Return how training images are cropped."""
+    return RandomCrop(
+        crop_px=config.crop_px, scale_range=config.scale_range, flip_prob=config.flip_prob
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from bsgal_train.errors import LostProcessError
 
 __all__ = [
+    "alone",
     "average",
     "average_gradients",
     "broadcast",
@@ -33,6 +35,8 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+_is_alone: ContextVar[bool] = ContextVar("_is_alone", default=False)
 
 # Small tensors travel together; this bounds the extra memory, and how long one exchange takes.
 _MAX_ELEMENTS_TOGETHER = 1 << 22
@@ -51,6 +55,16 @@ def rank() -> int:
 def group() -> dist.ProcessGroup | None:
     """Return the group of all processes, None where there is only one."""
     return dist.group.WORLD if n_processes() > 1 else None
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Act inside the block as if there were no other process: nothing is exchanged."""
+    token = _is_alone.set(True)
+    try:
+        yield
+    finally:
+        _is_alone.reset(token)
 
 
 def total(value: float) -> float:
@@ -182,4 +196,4 @@ def _device() -> torch.device:
 
 
 def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return not _is_alone.get() and dist.is_available() and dist.is_initialized()
