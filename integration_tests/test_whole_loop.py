@@ -126,7 +126,7 @@ def test_every_mode_trains_on_photographs_and_is_evaluated(
         *coco_mini_settings(coco_mini),
         f"paste.pool={pool}",
         f"selection.mode={mode}",
-        "selection.images_per_class=1",
+        *(["selection.images_per_class=1"] if mode == "instance" else []),
         "data.crop_px=128",
         # Every instance costs the oracle two steps.
         f"schedule.n_steps={1 if mode == 'oracle' else 3}",

@@ -31,7 +31,7 @@ MODES = {
     "paper": (),
     "batch": ("selection.refresh_every=2",),
     "image": ("selection.reference=in_batch",),
-    "instance": ("selection.images_per_class=1",),
+    "instance": ("selection.images_per_class=1", "selection.threshold=0"),
     "oracle": (),
 }
 VARIANTS = {
@@ -119,8 +119,6 @@ def test_no_process_waits_for_ever(
 ) -> None:
     recipe = tiny_recipe.override(
         f"selection.mode={mode.partition(',')[0]}",
-        "selection.policy=fixed",
-        "selection.threshold=0",
         f"detector.architecture={architecture}",
         f"detector.federated_classes={n_federated}",
         f"schedule.batch_size={N_SAMPLES}",

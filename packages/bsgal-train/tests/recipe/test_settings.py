@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import typing
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from bsgal_train.recipe import Recipe, SelectionConfig
+from bsgal_train.recipe import Recipe
 from bsgal_train.recipe.library import load_recipe, recipe_names
 
 
@@ -92,63 +90,3 @@ def test_every_field_is_described() -> None:
         config = typing.get_type_hints(Recipe)[part.name]
         for field in dataclasses.fields(config):
             assert f"{field.name}:" in (config.__doc__ or ""), f"{part.name}.{field.name}"
-
-
-def test_settings_left_to_the_mode_are_resolved() -> None:
-    def resolved(**options: Any) -> tuple[float, float, tuple[str, ...]]:
-        config = SelectionConfig(**options)
-        return config.effective_threshold, config.effective_decay, config.effective_losses
-
-    assert resolved(mode="paper") == (-0.05, 0.1, ("cls",))
-    assert resolved(mode="instance")[2] == ("cls",)
-    assert resolved(mode="instance", reference="hybrid")[2] == ("cls", "box", "mask")
-    assert resolved(mode="image") == (-0.05, 0.9, ("cls", "box", "mask"))
-    assert resolved(mode="instance", form="step")[0] == 0.0
-    assert resolved(mode="oracle")[0] == 0.0
-    assert resolved(mode="batch", threshold=0.2, decay=0.5, losses=("box",)) == (0.2, 0.5, ("box",))
-
-
-def test_the_reference_follows_the_mode_and_the_policy_the_reference() -> None:
-    def resolved(**options: Any) -> tuple[str, str]:
-        config = SelectionConfig(**options)
-        return config.effective_reference, config.effective_policy
-
-    assert resolved(mode="instance") == ("own_class", "like_real")
-    assert resolved(mode="instance", threshold=0.5) == ("own_class", "fixed")
-    assert resolved(mode="instance", policy="quantile") == ("own_class", "quantile")
-    assert resolved(mode="instance", form="step") == ("in_batch", "fixed")
-    assert resolved(mode="instance", reference="hybrid") == ("hybrid", "fixed")
-    assert resolved(mode="image") == ("in_batch", "fixed")
-
-
-def test_optional_settings_are_overridden_and_saved() -> None:
-    recipe = Recipe().override("selection.threshold=0.25", 'selection.losses=["cls","mask"]')
-    assert recipe.selection.threshold == 0.25
-    assert recipe.selection.losses == ("cls", "mask")
-    assert recipe.override("selection.threshold=null").selection.threshold is None
-    chosen = recipe.override("selection.reference=hybrid")
-    assert chosen.selection.reference == "hybrid"
-    assert chosen.override("selection.reference=null").selection.reference is None
-    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
-
-
-@pytest.mark.parametrize(
-    ("assignments", "message"),
-    [
-        (["selection.threshold=3"], r"is a cosine, in \[-1, 1\]"),
-        (["selection.threshold=true"], "takes float, got True"),
-        (["selection.decay=1"], r"decay must be in \[0, 1\)"),
-        (["selection.decay=0.99", "selection.cache_dtype=bf16"], r"at most 0\.9, got 0\.99"),
-        (["selection.kept_share=1.5"], r"must be in \[0, 1\]"),
-        (["selection.refresh_every=0"], "at least 1"),
-        (['selection.losses=["cls","cls"]'], "names a loss twice"),
-        (['selection.losses=["class"]'], "must be one of cls, box, mask"),
-        (["selection.threshold_by_group=[0.1]"], "needs three values, for r, c and f"),
-        (["selection.per_group=true"], "selection.mode=instance"),
-        (["selection.mode=instance", "selection.layers=heads"], "selection.reference=in_batch"),
-        (["selection.refrence=hybrid"], "the nearest is `selection.reference`"),
-    ],
-)
-def test_a_bad_selection_is_refused(assignments: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Recipe().override(*assignments)

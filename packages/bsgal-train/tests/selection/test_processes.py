@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
         "detector": {},
     },
     "image-federated": {
-        "selection": {"mode": "image", "policy": "quantile", "refresh_every": 2},
+        "selection": {"mode": "image", "policy": "quantile"},
         "detector": {"federated_classes": 2},
     },
     "batch-heads": {

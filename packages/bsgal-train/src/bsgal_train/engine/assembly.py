@@ -145,9 +145,11 @@ def _own_samples(schedule: ScheduleConfig) -> range:
 def _copy_paste(recipe: Recipe, annotations: LvisAnnotations, sha256: str) -> CopyPaste | None:
     if not recipe.paste.pool:
         return None
-    if recipe.selection.mode == "none":
+    if not recipe.selection.spec.pastes:
         logger.warning(
-            "selection.mode=none pastes nothing: the pool %s is not used", recipe.paste.pool
+            "selection.mode=%s pastes nothing: the pool %s is not used",
+            recipe.selection.mode,
+            recipe.paste.pool,
         )
         return None
     with processes.first_before_others():

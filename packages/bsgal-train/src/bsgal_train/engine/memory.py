@@ -20,7 +20,6 @@ _GIB = 2**30
 # Of a trainable parameter: its gradient, and AdamW's two averages.
 _BYTES_OF_STEP = 4 + 2 * 4
 _BYTES_OF_CACHE = {"fp32": 4, "bf16": 2}
-_WITHOUT_CACHE = ("none", "paste_all", "paste_random", "oracle")
 
 
 def check_memory(recipe: Recipe, detector: nn.Module, available: int | None) -> None:
@@ -78,16 +77,17 @@ def available_bytes(root: Path = Path("/")) -> int | None:
 
 def _cache_bytes(recipe: Recipe, detector: nn.Module) -> int:
     selection = recipe.selection
-    if selection.mode in _WITHOUT_CACHE:
+    if selection.scores.caches is None:
         return 0
-    if selection.mode == "paper":
-        # Of everything, in fp32, as released; and the gradient that is compared with it.
-        return 2 * _BYTES_OF_CACHE["fp32"] * _count([detector])
-    if selection.effective_reference == "own_class":
+    if selection.scores.caches == "class_rows":
         return _BYTES_OF_CACHE["fp32"] * _count(classifiers(detector))
-    cached = head_modules(detector, selection.effective_losses, selection.layers)
+    if selection.scores.caches == "detector":
+        cached: Iterable[nn.Module] = [detector]
+    else:
+        cached = head_modules(detector, selection.effective_losses, selection.layers).values()
+    # The cache, and the gradient that is compared with it.
     n_bytes = _BYTES_OF_CACHE[selection.cache_dtype] + _BYTES_OF_CACHE["fp32"]
-    return n_bytes * _count(cached.values())
+    return n_bytes * _count(cached)
 
 
 def _average_bytes(recipe: Recipe, detector: nn.Module) -> int:
@@ -99,11 +99,11 @@ def _average_bytes(recipe: Recipe, detector: nn.Module) -> int:
 def _alternatives(recipe: Recipe, cache: int) -> list[str]:
     selection = recipe.selection
     options = []
-    if selection.mode == "paper":
+    if selection.scores.caches == "detector":
         options.append(
             "selection.mode=batch or instance, which compare the last layers' gradients only"
         )
-    elif cache and selection.effective_reference != "own_class":
+    elif selection.scores.caches == "heads":
         if selection.layers == "heads":
             options.append("selection.layers=last, which caches the last layers only")
         if selection.cache_dtype == "fp32":

@@ -1,20 +1,18 @@
 """Everything that decides what a run does."""
 
+from bsgal_train.recipe.modes import LossKind
+from bsgal_train.recipe.selection import ScoreForm, SelectionConfig
 from bsgal_train.recipe.settings import (
     Architecture,
     BackboneNorm,
     CheckpointConfig,
     DataConfig,
     DetectorConfig,
-    LossKind,
     OptimizerConfig,
     PasteConfig,
     Precision,
     Recipe,
     ScheduleConfig,
-    ScoreForm,
-    SelectionConfig,
-    SelectionMode,
 )
 
 __all__ = [
@@ -31,5 +29,4 @@ __all__ = [
     "ScheduleConfig",
     "ScoreForm",
     "SelectionConfig",
-    "SelectionMode",
 ]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import math
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
+
+from bsgal_train.recipe.selection import SelectionConfig
+from bsgal_train.recipe.values import checked, parse, require
 
 __all__ = [
     "CheckpointConfig",
@@ -20,30 +21,11 @@ __all__ = [
     "PasteConfig",
     "Recipe",
     "ScheduleConfig",
-    "SelectionConfig",
 ]
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Architecture = Literal["mask_rcnn", "centernet2"]
 BackboneNorm = Literal["group", "frozen", "own"]
-SelectionMode = Literal[
-    "none", "paste_all", "paste_random", "paper", "batch", "image", "instance", "oracle"
-]
-ScoreForm = Literal["cosine", "dot", "step"]
-LossKind = Literal["cls", "box", "mask"]
-
-# Losses that count where a recipe does not say: of the class, which is the paper's choice too, and
-# all that a unit can be wrong in.
-_CLASS_LOSS: tuple[LossKind, ...] = ("cls",)
-_ALL_LOSSES: tuple[LossKind, ...] = ("cls", "box", "mask")
-
-
-_BY_GROUP = ("threshold_by_group", "kept_share_by_group", "kept_share_end_by_group")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,12 +59,12 @@ class DataConfig:
     n_workers: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.crop_px >= 32, f"data.crop_px must be at least 32, got {self.crop_px}")
+        require(self.crop_px >= 32, f"data.crop_px must be at least 32, got {self.crop_px}")
         low, high = self.scale_range
-        _require(0 < low <= high, f"data.scale_range must be 0 < low <= high, got {(low, high)}")
-        _require(0 <= self.flip_prob <= 1, f"data.flip_prob must be in [0, 1]: {self.flip_prob}")
-        _require(0 <= self.repeat_threshold <= 1, "data.repeat_threshold must be in [0, 1]")
-        _require(self.n_workers >= 0, f"data.n_workers must be >= 0, got {self.n_workers}")
+        require(0 < low <= high, f"data.scale_range must be 0 < low <= high, got {(low, high)}")
+        require(0 <= self.flip_prob <= 1, f"data.flip_prob must be in [0, 1]: {self.flip_prob}")
+        require(0 <= self.repeat_threshold <= 1, "data.repeat_threshold must be in [0, 1]")
+        require(self.n_workers >= 0, f"data.n_workers must be >= 0, got {self.n_workers}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,20 +154,20 @@ class DetectorConfig:
     def __post_init__(self) -> None:
         for name in ("fpn_channels", "head_channels"):
             value = getattr(self, name)
-            _require(
+            require(
                 value > 0 and value % 32 == 0,
                 f"detector.{name} must be a positive multiple of 32, got {value}",
             )
-        _require(len(self.anchor_sizes_px) == 4, "detector.anchor_sizes_px needs four sizes")
-        _require(
+        require(len(self.anchor_sizes_px) == 4, "detector.anchor_sizes_px needs four sizes")
+        require(
             0 < self.prior_prob < 1, f"detector.prior_prob must be in (0, 1): {self.prior_prob}"
         )
-        _require(0 < self.positive_fraction <= 1, "detector.positive_fraction must be in (0, 1]")
-        _require(0 <= self.drop_path < 1, f"detector.drop_path must be in [0, 1): {self.drop_path}")
-        _require(self.n_box_convs + self.n_box_fcs > 0, "a box head needs a layer")
+        require(0 < self.positive_fraction <= 1, "detector.positive_fraction must be in (0, 1]")
+        require(0 <= self.drop_path < 1, f"detector.drop_path must be in [0, 1): {self.drop_path}")
+        require(self.n_box_convs + self.n_box_fcs > 0, "a box head needs a layer")
         for name in ("federated_classes", "image_px", "image_short_px"):
-            _require(getattr(self, name) >= 0, f"detector.{name} must be at least 0")
-        _require(
+            require(getattr(self, name) >= 0, f"detector.{name} must be at least 0")
+        require(
             self.backbone_norm != "frozen" or bool(self.backbone_weights) or self.init != "random",
             "detector.backbone_norm=frozen keeps the statistics of trained weights: set "
             "detector.backbone_weights or detector.init, or detector.backbone_norm=group to train "
@@ -224,12 +206,12 @@ class OptimizerConfig:
     max_skipped_steps: int = 0
 
     def __post_init__(self) -> None:
-        _require(self.max_skipped_steps >= 0, "optimizer.max_skipped_steps must be >= 0")
-        _require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
-        _require(self.weight_decay >= 0, "optimizer.weight_decay must be >= 0")
-        _require(self.clip_norm > 0, f"optimizer.clip_norm must be positive, got {self.clip_norm}")
-        _require(self.lr_batch_size >= 0, "optimizer.lr_batch_size must be >= 0")
-        _require(
+        require(self.max_skipped_steps >= 0, "optimizer.max_skipped_steps must be >= 0")
+        require(self.lr > 0, f"optimizer.lr must be positive, got {self.lr}")
+        require(self.weight_decay >= 0, "optimizer.weight_decay must be >= 0")
+        require(self.clip_norm > 0, f"optimizer.clip_norm must be positive, got {self.clip_norm}")
+        require(self.lr_batch_size >= 0, "optimizer.lr_batch_size must be >= 0")
+        require(
             0 <= self.ema_decay < 1, f"optimizer.ema_decay must be in [0, 1), got {self.ema_decay}"
         )
 
@@ -263,16 +245,16 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         for name in ("n_steps", "batch_size", "n_accumulate", "log_every"):
             value = getattr(self, name)
-            _require(value >= 1, f"schedule.{name} must be at least 1, got {value}")
-        _require(
+            require(value >= 1, f"schedule.{name} must be at least 1, got {value}")
+        require(
             self.batch_size % self.n_accumulate == 0,
             f"schedule.n_accumulate must divide schedule.batch_size, got {self.n_accumulate} and "
             f"{self.batch_size}",
         )
         for name in ("warmup_steps", "eval_every", "seed"):
             value = getattr(self, name)
-            _require(value >= 0, f"schedule.{name} must be at least 0, got {value}")
-        _require(0 <= self.final_lr_factor <= 1, "schedule.final_lr_factor must be in [0, 1]")
+            require(value >= 0, f"schedule.{name} must be at least 0, got {value}")
+        require(0 <= self.final_lr_factor <= 1, "schedule.final_lr_factor must be in [0, 1]")
 
     @property
     def n_judgements(self) -> int:
@@ -294,189 +276,7 @@ class PasteConfig:
     max_instances: int = 4
 
     def __post_init__(self) -> None:
-        _require(self.max_instances >= 1, "paste.max_instances must be at least 1")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SelectionConfig:
-    """Which pasted instances are trained on.
-
-    Settings of another mode than the chosen one have no effect. Where a type is "... | None", None
-    (written `null` on the command line) leaves the choice to the mode.
-
-    Attributes:
-        mode: `none` never pastes; `paste_all` trains on everything; `paste_random` accepts
-            `kept_share` by lot; `paper`, `batch`, `image` and `instance` compare gradients, once
-            per batch, image or instance; `oracle` measures the loss difference of every instance.
-        reference: what real data an instance or image is compared with: `in_batch`, the real
-            objects of the step's own images; `class_matched`, real images of the pasted
-            categories, every `refresh_every` steps; `hybrid`, both. `own_class` (`instance` only)
-            compares each instance with real objects of its own class, on its class's row of the
-            classifier: those of the step's images, after `images_per_class` images of every class
-            before the first step. None means `own_class` for cosines of `instance`, else
-            `in_batch`. `paper` and `batch` are always class-matched.
-        form: `cosine`; `dot`, in loss units per unit learning rate; `step`, in loss units, the
-            predicted effect on the optimizer's next step.
-        losses: losses of the region heads that count, of `cls`, `box` and `mask`; empty means
-            `cls` for `paper`, `batch` and `own_class`, else all three.
-        layers: layers of the region heads whose gradients are compared by `batch`, `image` and
-            `instance`: `last`, those that give the logits, boxes and masks; or all of the `heads`,
-            at the price of a backward pass through them.
-        refresh_every: steps between two class-matched references (`paper` takes one each step).
-        images_per_class: real images of every class that `own_class` visits before the first step.
-        decay: weight of the old gradient cache at each update; None means 0.1 (released with the
-            paper) for `paper` and `batch`, else 0.9.
-        rowwise: classifier rows keep their memory in steps without their class.
-        cache_dtype: type of the cache; `bf16` halves it, for a decay of at most 0.9.
-        policy: `fixed` accepts from `threshold` on; `quantile` accepts the best `kept_share` of
-            the last `window` contributions; `schedule` moves that share linearly over the run;
-            `like_real` (with `own_class`) accepts what scores as `real_kept_share` of real objects
-            do. None means `like_real` with `own_class` where no threshold is set, else `fixed`.
-        threshold: contribution that is needed (`fixed`), or needed until there is a window. None
-            means -0.05 (released with the paper) for cosines, and 0 for forms in loss units.
-        kept_share: share to accept; at the first step of a `schedule`.
-        kept_share_end: share to accept at the last step of a `schedule`.
-        real_kept_share: share of real objects that the threshold of `like_real` would accept.
-        window: contributions that a quantile is taken of.
-        per_group: keep one window per frequency group; implied by the settings by group. Only
-            where single instances are judged.
-        threshold_by_group: thresholds of rare, common and frequent categories; empty means
-            `threshold`.
-        kept_share_by_group: the same for `kept_share`.
-        kept_share_end_by_group: the same for `kept_share_end`.
-        granularity: what `paste_random` draws a lot for.
-        oracle_step: `oracle` takes the step with the whole batch, with and without the instance
-            (`in_batch`), or with the instance `alone`.
-        nothing_to_judge: `paper` only: `no_evidence` trains on a batch without a pasted proposal
-            and enters it in no window; `zero` scores it 0, as the released code does.
-        reference_classes: `paper` only: `all` takes every class of the reference loss, as the
-            released code does; `federated` masks classes there as in training.
-    """
-
-    mode: SelectionMode = "none"
-    reference: Literal["in_batch", "class_matched", "hybrid", "own_class"] | None = None
-    form: ScoreForm = "cosine"
-    losses: tuple[LossKind, ...] = ()
-    layers: Literal["last", "heads"] = "last"
-    refresh_every: int = 16
-    images_per_class: int = 4
-    decay: float | None = None
-    rowwise: bool = False
-    cache_dtype: Literal["fp32", "bf16"] = "fp32"
-    policy: Literal["fixed", "quantile", "schedule", "like_real"] | None = None
-    threshold: float | None = None
-    kept_share: float = 0.5
-    kept_share_end: float = 0.5
-    real_kept_share: float = 0.99
-    window: int = 1000
-    per_group: bool = False
-    threshold_by_group: tuple[float, ...] = ()
-    kept_share_by_group: tuple[float, ...] = ()
-    kept_share_end_by_group: tuple[float, ...] = ()
-    granularity: Literal["batch", "image", "instance"] = "instance"
-    oracle_step: Literal["in_batch", "alone"] = "in_batch"
-    nothing_to_judge: Literal["no_evidence", "zero"] = "no_evidence"
-    reference_classes: Literal["all", "federated"] = "all"
-
-    def __post_init__(self) -> None:
-        decay, threshold = self.effective_decay, self.effective_threshold
-        _require(0 <= decay < 1, f"selection.decay must be in [0, 1), got {decay}")
-        _require(
-            self.cache_dtype == "fp32" or decay <= 0.9,
-            f"selection.cache_dtype=bf16 needs a selection.decay of at most 0.9, got {decay}: the "
-            "updates of a longer memory are lost in 8 bits",
-        )
-        _require(
-            self.form != "cosine" or self.mode == "oracle" or -1 <= threshold <= 1,
-            f"selection.threshold is a cosine, in [-1, 1], got {threshold}",
-        )
-        _require(math.isfinite(threshold), "selection.threshold must be finite")
-        _require(self.refresh_every >= 1, "selection.refresh_every must be at least 1")
-        _require(self.window >= 1, "selection.window must be at least 1")
-        _require(
-            len(set(self.losses)) == len(self.losses),
-            f"selection.losses names a loss twice: {self.losses}",
-        )
-        _require(self.images_per_class >= 0, "selection.images_per_class must be >= 0")
-        _require(
-            self.effective_reference != "own_class" or self._is_own_class_possible,
-            "selection.reference=own_class compares cosines on the last class layer: it needs "
-            "selection.mode=instance, form=cosine, layers=last, losses=[] or [cls], rowwise=false "
-            "and cache_dtype=fp32; with other settings choose selection.reference=in_batch",
-        )
-        _require(
-            self.policy != "like_real" or self.effective_reference == "own_class",
-            "selection.policy=like_real needs scores of real objects, which there are with "
-            "selection.reference=own_class only",
-        )
-        shares = (self.kept_share, self.kept_share_end, self.real_kept_share)
-        for share in (*shares, *self.kept_share_by_group, *self.kept_share_end_by_group):
-            _require(0 <= share <= 1, f"selection.kept_share... must be in [0, 1], got {share}")
-        for name in _BY_GROUP:
-            n_values = len(getattr(self, name))
-            _require(
-                n_values in (0, 3),
-                f"selection.{name} needs three values, for r, c and f, got {n_values}",
-            )
-        _require(
-            not self.is_per_group or self.mode in ("instance", "oracle"),
-            f"selection.mode={self.mode} judges several categories at once: settings by frequency "
-            "group need selection.mode=instance",
-        )
-
-    @property
-    def effective_reference(self) -> str:
-        """The reference, resolved for mode and form."""
-        if self.reference is not None:
-            return self.reference
-        return "own_class" if self.mode == "instance" and self.form == "cosine" else "in_batch"
-
-    @property
-    def effective_policy(self) -> str:
-        """The policy, resolved for the reference."""
-        if self.policy is not None:
-            return self.policy
-        is_set = self.threshold is not None or bool(self.threshold_by_group)
-        return "like_real" if self.effective_reference == "own_class" and not is_set else "fixed"
-
-    @property
-    def effective_losses(self) -> tuple[LossKind, ...]:
-        """The losses that count, resolved for the mode."""
-        if self.losses:
-            return self.losses
-        if self.mode in ("paper", "batch") or self.effective_reference == "own_class":
-            return _CLASS_LOSS
-        return _ALL_LOSSES
-
-    @property
-    def effective_decay(self) -> float:
-        """The decay, resolved for the mode."""
-        if self.decay is not None:
-            return self.decay
-        return 0.1 if self.mode in ("paper", "batch") else 0.9
-
-    @property
-    def effective_threshold(self) -> float:
-        """The threshold, resolved for form and mode."""
-        if self.threshold is not None:
-            return self.threshold
-        return -0.05 if self.form == "cosine" and self.mode != "oracle" else 0.0
-
-    @property
-    def _is_own_class_possible(self) -> bool:
-        return (
-            self.mode == "instance"
-            and self.form == "cosine"
-            and self.layers == "last"
-            and self.losses in ((), ("cls",))
-            and not self.rowwise
-            and self.cache_dtype == "fp32"
-        )
-
-    @property
-    def is_per_group(self) -> bool:
-        """Whether frequency groups are judged apart."""
-        return self.per_group or any(getattr(self, name) for name in _BY_GROUP)
+        require(self.max_instances >= 1, "paste.max_instances must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -492,8 +292,8 @@ class CheckpointConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        _require(self.every >= 1, f"checkpoint.every must be at least 1, got {self.every}")
-        _require(self.keep >= 1, f"checkpoint.keep must be at least 1, got {self.keep}")
+        require(self.every >= 1, f"checkpoint.every must be at least 1, got {self.every}")
+        require(self.keep >= 1, f"checkpoint.keep must be at least 1, got {self.keep}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -515,7 +315,7 @@ class Recipe:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def __post_init__(self) -> None:
-        if self.selection.mode != "none" and not self.paste.pool:
+        if self.selection.spec.pastes and not self.paste.pool:
             raise ValueError(
                 f"selection.mode={self.selection.mode} needs generated instances: "
                 "set paste.pool to an instance pool, or selection.mode=none"
@@ -538,7 +338,7 @@ class Recipe:
             if not separator:
                 raise ValueError(f"`{assignment}` is not of the form part.key=value")
             part, name, annotation = self._field(key.strip())
-            changes.setdefault(part, {})[name] = _parse(text.strip(), annotation, key.strip())
+            changes.setdefault(part, {})[name] = parse(text.strip(), annotation, key.strip())
         parts = {
             part: dataclasses.replace(getattr(self, part), **values)
             for part, values in changes.items()
@@ -551,7 +351,11 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, values: dict[str, dict[str, Any]]) -> Recipe:
-        """Rebuild a recipe from `to_dict`'s form, also after a trip through JSON."""
+        """Rebuild a recipe from `to_dict`'s form, also after a trip through JSON.
+
+        A stored setting of the selection that its mode has no use for is left out, with a line in
+        the log: runs were begun before such settings were refused.
+        """
         empty = cls()
         parts: dict[str, dict[str, Any]] = {}
         for part, named in values.items():
@@ -559,8 +363,10 @@ class Recipe:
                 raise ValueError(f"recipe part `{part}` must be an object, got {named!r}")
             for name, value in named.items():
                 key = f"{part}.{name}"
-                parts.setdefault(part, {})[name] = _checked(value, empty._field(key)[2], key)
-        return cls(**{part: type(getattr(empty, part))(**named) for part, named in parts.items()})
+                parts.setdefault(part, {})[name] = checked(value, empty._field(key)[2], key)
+        selection = SelectionConfig.of_stored(parts.pop("selection", {}))
+        made = {part: type(getattr(empty, part))(**named) for part, named in parts.items()}
+        return cls(selection=selection, **made)
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe as JSON, atomically."""
@@ -588,51 +394,3 @@ class Recipe:
             nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
             raise ValueError(f"unknown recipe key `{key}`; the nearest is `{nearest[0]}`")
         return known[key]
-
-
-def _parse(text: str, annotation: Any, key: str) -> Any:
-    inner = _unless_none(annotation)
-    if inner is not None:
-        return None if text == "null" else _parse(text, inner, key)
-    if annotation is str or typing.get_origin(annotation) is Literal:
-        return _checked(text, annotation, key)
-    try:
-        value = json.loads(text.lower() if annotation is bool else text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"recipe key `{key}`: cannot read `{text}` ({error})") from None
-    return _checked(value, annotation, key)
-
-
-def _checked(value: Any, annotation: Any, key: str) -> Any:
-    """Return `value` in the declared type, or raise naming the key and what it takes."""
-    inner = _unless_none(annotation)
-    if inner is not None:
-        return None if value is None else _checked(value, inner, key)
-    origin = typing.get_origin(annotation)
-    if origin is Literal:
-        choices = typing.get_args(annotation)
-        if value not in choices:
-            raise ValueError(f"recipe key `{key}` must be one of {', '.join(choices)}: `{value}`")
-        return value
-    if origin is tuple and isinstance(value, list | tuple):
-        item, *rest = typing.get_args(annotation)
-        if rest and rest[0] is not Ellipsis and len(value) != len(rest) + 1:
-            raise ValueError(f"recipe key `{key}` needs {len(rest) + 1} values, got {value}")
-        return tuple(_checked(element, item, key) for element in value)
-    if annotation is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    # bool is an int to Python, but `schedule.n_steps=true` is a mistake.
-    if origin is None and type(value) is annotation:
-        return value
-    raise ValueError(
-        f"recipe key `{key}` takes {getattr(annotation, '__name__', annotation)}, got {value!r}"
-    )
-
-
-def _unless_none(annotation: Any) -> Any:
-    """Return X of `X | None`; None for a type that does not take None."""
-    # `Literal[...] | None` is of another kind than `float | None` before Python 3.14.
-    if typing.get_origin(annotation) not in (types.UnionType, typing.Union):
-        return None
-    (inner,) = (one for one in typing.get_args(annotation) if one is not types.NoneType)
-    return inner

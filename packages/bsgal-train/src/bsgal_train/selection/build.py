@@ -18,7 +18,7 @@ from bsgal_train.selection.modes.rows import RowSelection
 from bsgal_train.selection.scoring.class_rows import ClassRowScoring
 from bsgal_train.selection.scoring.heads import HeadScoring
 from bsgal_train.selection.scoring.protocol import Scoring
-from bsgal_train.selection.steady import SCORES_THE_TRAINING_PASS, SteadySelection
+from bsgal_train.selection.steady import SteadySelection
 from bsgal_train.selection.step import SelectionStep
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def build_selection(
         update: the run's own step; some modes predict it, `oracle` takes it on trial.
     """
     selection = _of_mode(recipe, detector, reference, update)
-    if recipe.selection.mode not in SCORES_THE_TRAINING_PASS:
+    if not recipe.selection.spec.scores_the_training_pass:
         return selection
     if recipe.detector.drop_path:
         logger.warning(
@@ -75,9 +75,11 @@ def _of_mode(
         return BatchSelection(detector, reference, recipe, update.optimizer)
     if mode == "oracle":
         return OracleSelection(reference, recipe, update)
+    granularity = recipe.selection.spec.granularity
+    assert granularity == "image" or granularity == "instance", "the modes that score rows"
     scoring: Scoring
     if recipe.selection.effective_reference == "own_class":
         scoring = ClassRowScoring(detector, reference, recipe)
     else:
-        scoring = HeadScoring(detector, reference, recipe, update.optimizer, mode)
-    return RowSelection(scoring, recipe, mode)
+        scoring = HeadScoring(detector, reference, recipe, update.optimizer, granularity)
+    return RowSelection(scoring, recipe, granularity)

@@ -18,10 +18,7 @@ from bsgal_train.selection.step import Selected, SelectionStep
 if TYPE_CHECKING:
     from bsgal_train.data import TrainingSample
 
-__all__ = ["SCORES_THE_TRAINING_PASS", "SteadySelection", "steady_backbone"]
-
-SCORES_THE_TRAINING_PASS = ("batch", "image", "instance", "oracle")
-"""Modes that need a steady backbone in the pass that is trained on."""
+__all__ = ["SteadySelection", "steady_backbone"]
 
 
 class SteadySelection:

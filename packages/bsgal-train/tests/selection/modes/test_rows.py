@@ -22,10 +22,12 @@ KEYS = [0, 1]
 def build(
     detector: Any, reference: ClassMatchedReference, mode: Any = "instance", /, **options: Any
 ) -> SelectionStep:
+    if mode in ("image", "instance"):
+        options = {"reference": "in_batch", **options}
+    if mode in ("batch", "image", "instance"):
+        options = {"layers": "heads", **options}
     recipe = Recipe(
-        selection=SelectionConfig(
-            mode=mode, **{"reference": "in_batch", "layers": "heads", **options}
-        ),
+        selection=SelectionConfig(mode=mode, **options),
         paste=PasteConfig(pool="pool"),
     )
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)
@@ -258,11 +260,19 @@ def test_the_step_form_has_no_evidence_before_the_first_step_and_loss_units_afte
     assert all(b == pytest.approx(2 * a, rel=1e-3) for a, b in pairs)
 
 
-@pytest.mark.parametrize("mode", ["instance", "image", "batch"])
-@pytest.mark.parametrize("kind", ["class_matched", "hybrid"])
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        ("instance", {"reference": "class_matched"}),
+        ("instance", {"reference": "hybrid"}),
+        ("image", {"reference": "class_matched"}),
+        ("image", {"reference": "hybrid"}),
+        ("batch", {}),
+    ],
+)
 def test_class_matched_references_are_taken_every_so_many_steps(
     mode: str,
-    kind: str,
+    options: dict[str, Any],
     detector: Any,
     reference: ClassMatchedReference,
     samples: list[TrainingSample],
@@ -276,7 +286,7 @@ def test_class_matched_references_are_taken_every_so_many_steps(
         return for_step(self, samples, seed)
 
     monkeypatch.setattr(ClassMatchedReference, "for_step", spy)
-    step = build(detector, reference, mode, reference=kind, refresh_every=2)
+    step = build(detector, reference, mode, refresh_every=2, **options)
 
     for n in (1, 2, 3):
         selected = step(detector, samples, n, n)
@@ -326,7 +336,7 @@ def test_row_wise_memory_keeps_rows_of_absent_classes(
 def test_a_restored_selection_goes_on_alike(
     mode: str, detector: Any, reference: ClassMatchedReference, samples: list[TrainingSample]
 ) -> None:
-    options: dict[str, Any] = {"policy": "quantile", "kept_share": 0.5}
+    options = {} if mode == "paste_random" else {"policy": "quantile"}
     first = build(detector, reference, mode, **options)
     run(first, detector, samples)
     second = build(detector, reference, mode, **options)
@@ -417,7 +427,8 @@ def test_a_cascade_takes_part_in_every_mode(
     torch.manual_seed(0)
     cascade = build_detector(recipe.detector, n_classes=3, image_counts=[3, 4, 5])
 
-    selected = run(build(cascade, reference, mode, reference="hybrid"), cascade, samples)
+    options = {"reference": "hybrid"} if mode in ("image", "instance") else {}
+    selected = run(build(cascade, reference, mode, **options), cascade, samples)
 
     assert all(loss.isfinite() for loss in selected.losses.values())
     assert len(selected.decisions) == sum(len(s.pastes) for s in samples)

@@ -149,20 +149,3 @@ def test_rejected_instances_give_no_loss(
     left, whole = (float(one.losses["loss_cls"].detach()) for one in (selected, everything))
     assert math.isfinite(left)
     assert left < whole
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"mode": "batch", "reference": "own_class"}, "own_class compares cosines"),
-        ({"mode": "instance", "reference": "own_class", "form": "dot"}, "form=cosine"),
-        ({"mode": "instance", "policy": "like_real", "reference": "hybrid"}, "own_class only"),
-        ({"real_kept_share": 1.5}, r"\[0, 1\]"),
-        ({"images_per_class": -1}, "images_per_class"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused(
-    options: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        SelectionConfig(**options)

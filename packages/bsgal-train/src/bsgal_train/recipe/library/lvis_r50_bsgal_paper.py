@@ -5,8 +5,7 @@ detector.init is the output folder of the baseline's run; compare with `lvis_r50
 
 import dataclasses
 
-from bsgal_train.recipe import lvis
-from bsgal_train.recipe.settings import Recipe, SelectionConfig
+from bsgal_train.recipe import Recipe, SelectionConfig, lvis
 
 recipe = Recipe(
     data=lvis.data(crop_px=640, n_workers=8),

@@ -3,8 +3,7 @@
 The same length as `lvis_r50_baseline`; give the pool with paste.pool.
 """
 
-from bsgal_train.recipe import lvis
-from bsgal_train.recipe.settings import Recipe, SelectionConfig
+from bsgal_train.recipe import Recipe, SelectionConfig, lvis
 
 recipe = Recipe(
     data=lvis.data(crop_px=640, n_workers=8),

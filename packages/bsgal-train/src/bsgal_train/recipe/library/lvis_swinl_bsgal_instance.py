@@ -3,8 +3,7 @@
 Verdicts come from the pass that is trained on, so this recipe alone trains without drop-path.
 """
 
-from bsgal_train.recipe import lvis
-from bsgal_train.recipe.settings import Recipe, SelectionConfig
+from bsgal_train.recipe import Recipe, SelectionConfig, lvis
 
 recipe = Recipe(
     data=lvis.data(crop_px=896, n_workers=16),

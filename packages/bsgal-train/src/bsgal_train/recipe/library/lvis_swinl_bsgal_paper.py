@@ -4,8 +4,7 @@ The released Swin-L configuration compares losses of trial steps instead, and do
 released; this is the ResNet-50 run's rule at the Swin-L run's length.
 """
 
-from bsgal_train.recipe import lvis
-from bsgal_train.recipe.settings import Recipe, SelectionConfig
+from bsgal_train.recipe import Recipe, SelectionConfig, lvis
 
 recipe = Recipe(
     data=lvis.data(crop_px=896, n_workers=16),

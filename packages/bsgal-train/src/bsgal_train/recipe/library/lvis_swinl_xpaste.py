@@ -1,7 +1,6 @@
 """LVIS v1, CenterNet2 with Swin-L, every pasted instance trained on; from ImageNet-22K weights."""
 
-from bsgal_train.recipe import lvis
-from bsgal_train.recipe.settings import Recipe, SelectionConfig
+from bsgal_train.recipe import Recipe, SelectionConfig, lvis
 
 recipe = Recipe(
     data=lvis.data(crop_px=896, n_workers=16),
