@@ -76,7 +76,7 @@ class LookingStep:
         """Score every object, pasted or real, against earlier real ones."""
         import torch
 
-        firsts = np.cumsum([0, *(len(one.pasted["instances"]) for one in samples)])[:-1]
+        firsts = np.cumsum([0, *(len(one.pasted) for one in samples)])[:-1]
         calls = [one for one in rows if one.kind == "cls"]
         index = [
             torch.where(
@@ -95,23 +95,23 @@ class LookingStep:
     def _note(
         self, samples: Sequence[TrainingSample], looks: Looks, class_rows: list[float]
     ) -> None:
-        inputs = [sample.pasted["instances"] for sample in samples]
-        boxes = np.concatenate([one.gt_boxes.tensor.numpy() for one in inputs])
+        images = [sample.pasted for sample in samples]
+        boxes = np.concatenate([one.boxes_xyxy.numpy() for one in images])
         visible = [
             sample.pastes[source].visible_frac if source >= 0 else np.nan
             for sample in samples
-            for source in sample.pasted["instances"].gt_source.tolist()
+            for source in sample.pasted.source.tolist()
         ]
         columns = {
             "id": np.array(looks.ids, dtype=np.str_),
             "class_index": looks.classes.astype(np.int16),
             "is_real": looks.is_real,
-            "position": np.repeat([s.position for s in samples], [len(one) for one in inputs]),
+            "position": np.repeat([s.position for s in samples], [len(one) for one in images]),
             "feature": looks.features.astype(np.float16),
             **looks.losses,
             "class_row": np.array(class_rows, dtype=np.float32),
             "visible_frac": np.array(visible, dtype=np.float32),
-            "area_px": np.concatenate([one.gt_masks.tensor.sum(dim=(1, 2)) for one in inputs]),
+            "area_px": np.concatenate([one.masks.sum(dim=(1, 2)) for one in images]),
             "box_wh": boxes[:, 2:] - boxes[:, :2],
         }
         for name, column in columns.items():

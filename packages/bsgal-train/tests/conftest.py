@@ -18,6 +18,7 @@ import torch.distributed as dist
 from hypothesis import settings
 
 from bsgal_train.annotations import LvisAnnotations
+from bsgal_train.data import LabelledImage, RandomCrop, TrainingMapper
 from bsgal_train.recipe import (
     CheckpointConfig,
     DataConfig,
@@ -162,10 +163,8 @@ def tiny_recipe(tiny_data: Path) -> Recipe:
 
 
 @pytest.fixture
-def tiny_inputs(tiny_data: Path) -> list[dict[str, Any]]:
-    """Return two real training images as detectron2 inputs."""
-    from bsgal_train.data import RandomCrop, TrainingMapper
-
+def tiny_inputs(tiny_data: Path) -> list[LabelledImage]:
+    """Return two real training images."""
     annotations = LvisAnnotations.load(tiny_data / "train.json", tiny_data)
     mapper = TrainingMapper(annotations, RandomCrop(crop_px=SIDE_PX), seed=0)
     return [mapper(position, image_index=position).original for position in range(2)]

@@ -45,10 +45,10 @@ def take(n: int, *arguments) -> list[list[TrainingSample]]:
 def fingerprint(sample: TrainingSample) -> tuple:
     return (
         sample.position,
-        sample.original["image_id"],
-        sample.pasted["image"].numpy().tobytes(),
-        sample.pasted["instances"].gt_masks.tensor.numpy().tobytes(),
-        sample.original["instances"].gt_boxes.tensor.numpy().tobytes(),
+        sample.original.image_id,
+        sample.pasted.image.numpy().tobytes(),
+        sample.pasted.masks.numpy().tobytes(),
+        sample.original.boxes_xyxy.numpy().tobytes(),
         sample.pastes,
     )
 
@@ -57,7 +57,7 @@ def test_positions_follow_one_another_without_end(annotations, mapper, sampler):
     batches = take(5, annotations, mapper, sampler, 4, 0)
     assert [s.position for batch in batches for s in batch] == list(range(20))
     images = [annotations.images[sampler.image_index(p)].image_id for p in range(20)]
-    assert [s.original["image_id"] for batch in batches for s in batch] == images
+    assert [s.original.image_id for batch in batches for s in batch] == images
 
 
 def test_a_resumed_loader_goes_on_where_it_stopped(annotations, mapper, sampler):
@@ -98,7 +98,7 @@ def test_skipped_images_are_counted_and_logged_once(tmp_path, write_dataset, cap
     loader = build_train_loader(broken, TrainingMapper(broken, CROP, seed=0), sampler, 4, 1)
     with caplog.at_level(logging.WARNING):
         batches = list(itertools.islice(loader, 5))
-    assert {s.original["image_id"] for batch in batches for s in batch} == {2, 3, 4}
+    assert {s.original.image_id for batch in batches for s in batch} == {2, 3, 4}
     ((message, count),) = loader.skipped.share().items()
     assert "1.png cannot be read" in message
     assert count >= 5

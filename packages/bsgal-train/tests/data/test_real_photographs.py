@@ -35,7 +35,7 @@ def test_masks_at_full_size_are_those_of_pycocotools(photographs):
     for index, record in enumerate(itertools.islice(photographs.images, 20)):
         if max(record.height, record.width) != 640:
             continue
-        drawn = mapper(0, index).original["instances"].gt_masks.tensor.numpy()
+        drawn = mapper(0, index).original.masks.numpy()
         expected = [
             coco_mask.decode(
                 coco_mask.merge(coco_mask.frPyObjects(i.segmentation, record.height, record.width))
@@ -58,8 +58,8 @@ def test_a_pass_over_the_photographs_skips_none(photographs):
     n_instances = 0
     for samples in itertools.islice(loader, 14):
         for sample in samples:
-            assert max(sample.original["image"].shape[1:]) <= 160
-            n_instances += len(sample.original["instances"])
+            assert max(sample.original.image.shape[1:]) <= 160
+            n_instances += len(sample.original)
     assert not loader.skipped.share()
     assert n_instances > 300
 

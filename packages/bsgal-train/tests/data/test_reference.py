@@ -7,6 +7,7 @@ import pytest
 
 from bsgal_paste import CategoryBalancedSampler, CopyPaste, UniformScale
 from bsgal_train.data import (
+    REAL,
     ClassMatchedReference,
     PastedInstance,
     RandomCrop,
@@ -32,15 +33,14 @@ def with_pastes(sample: TrainingSample, *class_indices: int) -> TrainingSample:
 def drawn_ids(annotations, sample: TrainingSample, n: int = 200) -> list[int]:
     reference = ClassMatchedReference(annotations, CROP)
     drawn = reference.batch([sample] * n, np.random.default_rng(0))
-    return [one["image_id"] for one in drawn]
+    return [one.image_id for one in drawn]
 
 
 def test_one_real_image_comes_for_each_sample(annotations, samples):
     drawn = ClassMatchedReference(annotations, CROP).batch(samples, np.random.default_rng(0))
     assert len(drawn) == len(samples)
     for one in drawn:
-        assert {"image", "instances", "image_id", "file_name"} <= one.keys()
-        assert (one["instances"].gt_source == -1).all()
+        assert (one.source == REAL).all()
 
 
 def test_the_image_holds_a_pasted_category(annotations, samples):
@@ -71,7 +71,7 @@ def test_an_empty_image_without_pastes_draws_from_all_categories(annotations, sa
 def test_the_draw_depends_only_on_the_generator(annotations, samples):
     reference = ClassMatchedReference(annotations, RandomCrop(crop_px=50))
     one, other, third = (
-        [d["image"] for d in reference.batch(samples, np.random.default_rng(s))] for s in (1, 1, 2)
+        [d.image for d in reference.batch(samples, np.random.default_rng(s))] for s in (1, 1, 2)
     )
     assert all((a == b).all() for a, b in zip(one, other, strict=True))
     assert any(a.shape != b.shape or (a != b).any() for a, b in zip(one, third, strict=True))
@@ -83,7 +83,7 @@ def test_the_crop_is_the_training_crop(annotations, copy_paste, pool):
     mapper = TrainingMapper(annotations, crop, seed=0, copy_paste=paste)
     reference = ClassMatchedReference(annotations, crop)
     drawn = reference.batch([mapper(0, 0)], np.random.default_rng(0))
-    assert drawn[0]["image"].shape == (3, 24, 24)
+    assert drawn[0].image.shape == (3, 24, 24)
 
 
 def test_a_corrupt_image_is_drawn_again_and_counted(tmp_path, write_dataset, caplog):
@@ -93,7 +93,7 @@ def test_a_corrupt_image_is_drawn_again_and_counted(tmp_path, write_dataset, cap
     reference = ClassMatchedReference(broken, CROP)
     with caplog.at_level(logging.WARNING):
         drawn = reference.batch([sample] * 20, np.random.default_rng(0))
-    assert {one["image_id"] for one in drawn} == {2}
+    assert {one.image_id for one in drawn} == {2}
     assert sum(reference.skipped.share().values()) > 1
     assert caplog.text.count("1.png cannot be read") == 1
     (tmp_path / "2.png").unlink()

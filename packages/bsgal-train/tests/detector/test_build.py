@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from bsgal_train.data import LabelledImage
 from bsgal_train.detector import autocast, best_device, build_detector, training_losses
 from bsgal_train.detector.heads import class_targets
 from bsgal_train.recipe import DetectorConfig, Recipe
@@ -41,7 +42,7 @@ def test_an_untrained_detector_gives_each_class_the_prior(tiny_recipe: Recipe) -
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_losses_are_finite_fp32_scalars(
-    tiny_inputs: list[dict[str, Any]], tiny_recipe: Recipe, precision: str
+    tiny_inputs: list[LabelledImage], tiny_recipe: Recipe, precision: str
 ) -> None:
     torch.manual_seed(0)
     detector = build_detector(tiny_recipe.detector, n_classes=3)
@@ -54,7 +55,7 @@ def test_losses_are_finite_fp32_scalars(
 
 
 def test_losses_are_a_function_of_the_seed_and_leave_the_generator_alone(
-    tiny_inputs: list[dict[str, Any]], tiny_recipe: Recipe
+    tiny_inputs: list[LabelledImage], tiny_recipe: Recipe
 ) -> None:
     detector = build_detector(tiny_recipe.detector, n_classes=3)
     before = torch.random.get_rng_state()
@@ -75,13 +76,12 @@ def test_background_has_no_class_target() -> None:
 
 
 def test_an_image_without_objects_trains(
-    tiny_inputs: list[dict[str, Any]], tiny_recipe: Recipe
+    tiny_inputs: list[LabelledImage], tiny_recipe: Recipe
 ) -> None:
     detector = build_detector(tiny_recipe.detector, n_classes=3)
-    for one in tiny_inputs:
-        one["instances"] = one["instances"][:0]
+    empty = [one.only(slice(0)) for one in tiny_inputs]
 
-    losses = training_losses(detector, tiny_inputs, "fp32", seed=0)
+    losses = training_losses(detector, empty, "fp32", seed=0)
 
     assert all(math.isfinite(float(value.detach())) for value in losses.values())
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,14 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
-from bsgal_train.detector import build_detector, load_weights, save_detector, training_losses
+from bsgal_train.data import LabelledImage
+from bsgal_train.detector import (
+    build_detector,
+    detector_inputs,
+    load_weights,
+    save_detector,
+    training_losses,
+)
 from bsgal_train.detector.row_losses import BACKGROUND, recorded
 from bsgal_train.engine.predict import predict
 from bsgal_train.recipe import DetectorConfig, Recipe
@@ -41,7 +49,7 @@ def detector(config: DetectorConfig) -> Any:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_losses_are_finite_fp32_scalars(
-    detector: Any, tiny_inputs: list[dict[str, Any]], precision: Any
+    detector: Any, tiny_inputs: list[LabelledImage], precision: Any
 ) -> None:
     losses = training_losses(detector, tiny_inputs, precision, seed=0)
 
@@ -50,9 +58,7 @@ def test_losses_are_finite_fp32_scalars(
     assert all(math.isfinite(float(value.detach())) for value in losses.values())
 
 
-def test_losses_are_a_function_of_the_seed(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
-) -> None:
+def test_losses_are_a_function_of_the_seed(detector: Any, tiny_inputs: list[LabelledImage]) -> None:
     def total(seed: int) -> float:
         losses = training_losses(detector, tiny_inputs, "fp32", seed=seed)
         return sum(float(value.detach()) for value in losses.values())
@@ -61,8 +67,8 @@ def test_losses_are_a_function_of_the_seed(
     assert total(seed=1) != total(seed=2)
 
 
-def test_an_image_without_objects_trains(detector: Any, tiny_inputs: list[dict[str, Any]]) -> None:
-    tiny_inputs[0]["instances"] = tiny_inputs[0]["instances"][:0]
+def test_an_image_without_objects_trains(detector: Any, tiny_inputs: list[LabelledImage]) -> None:
+    tiny_inputs[0] = tiny_inputs[0].only(slice(0))
 
     losses = training_losses(detector, tiny_inputs, "fp32", seed=0)
     torch.stack(list(losses.values())).sum().backward()
@@ -71,7 +77,7 @@ def test_an_image_without_objects_trains(detector: Any, tiny_inputs: list[dict[s
 
 
 def test_it_learns_a_handful_of_images_and_finds_their_objects(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
+    detector: Any, tiny_inputs: list[LabelledImage]
 ) -> None:
     optimizer = torch.optim.AdamW(detector.parameters(), lr=3e-3)
     for step in range(50):
@@ -82,25 +88,23 @@ def test_it_learns_a_handful_of_images_and_finds_their_objects(
 
     tests = [
         {**one, "height": one["image"].shape[1], "width": one["image"].shape[2]}
-        for one in tiny_inputs
+        for one in detector_inputs(tiny_inputs)
     ]
     found = predict(detector, tests, category_ids=[0, 1, 2])
     for one in tiny_inputs:
-        objects = one["instances"]
-        own = [item for item in found if item["image_id"] == one["image_id"]]
-        best = sorted(own, key=lambda item: -item["score"])[: len(objects)]
-        assert {item["category_id"] for item in best} == set(objects.gt_classes.tolist())
+        own = [item for item in found if item["image_id"] == one.image_id]
+        best = sorted(own, key=lambda item: -item["score"])[: len(one)]
+        assert {item["category_id"] for item in best} == set(one.class_indices.tolist())
         x, y, width, height = best[0]["bbox"]
         predicted = torch.tensor([[x, y, x + width, y + height]])
-        assert float(box_iou(predicted, objects.gt_boxes.tensor).max()) > 0.5
+        assert float(box_iou(predicted, one.boxes_xyxy).max()) > 0.5
 
 
 def test_every_row_says_which_object_it_stands_for(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
+    detector: Any, tiny_inputs: list[LabelledImage]
 ) -> None:
     # Name the objects: 0, 1, ... in each image, as if all were pasted.
-    for one in tiny_inputs:
-        one["instances"].gt_source = torch.arange(len(one["instances"]))
+    tiny_inputs = [replace(one, source=torch.arange(len(one))) for one in tiny_inputs]
     seen: dict[str, list[int]] = {}
     for stage in range(3):
         for part in ("box_head", "box_predictor"):
@@ -123,7 +127,7 @@ def test_every_row_says_which_object_it_stands_for(
                 assert seen[module] == [len(one.rows.source)]
         for image, inputs in enumerate(tiny_inputs):
             sources = one.rows.source[one.rows.image == image]
-            assert set(sources.tolist()) <= {BACKGROUND, *range(len(inputs["instances"]))}
+            assert set(sources.tolist()) <= {BACKGROUND, *range(len(inputs))}
         places = torch.where(one.rows.source == BACKGROUND, -1, one.rows.source)
         assert torch.equal(one.rows.object, places)
     by_name = {one.name: one for one in losses}
@@ -132,11 +136,11 @@ def test_every_row_says_which_object_it_stands_for(
         rows = by_name[name].rows
         for image, inputs in enumerate(tiny_inputs):
             own = set(rows.source[rows.image == image].tolist()) - {BACKGROUND}
-            assert own == set(range(len(inputs["instances"])))
+            assert own == set(range(len(inputs)))
 
 
 def test_later_stages_match_at_a_higher_overlap(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
+    detector: Any, tiny_inputs: list[LabelledImage]
 ) -> None:
     with recorded() as losses:
         training_losses(detector, tiny_inputs, "fp32", seed=0)
@@ -146,13 +150,13 @@ def test_later_stages_match_at_a_higher_overlap(
         foreground = rows.source != BACKGROUND
         for image, inputs in enumerate(tiny_inputs):
             boxes = rows.boxes_xyxy[rows.image == image]
-            overlap = box_iou(boxes, inputs["instances"].gt_boxes.tensor).amax(1)
+            overlap = box_iou(boxes, inputs.boxes_xyxy).amax(1)
             expected = overlap >= least
             assert torch.equal(foreground[rows.image == image], expected)
 
 
 def test_score_is_the_root_of_class_probability_times_proposal_score(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
+    detector: Any, tiny_inputs: list[LabelledImage]
 ) -> None:
     detector.eval()
     heads = detector.roi_heads
@@ -165,7 +169,7 @@ def test_score_is_the_root_of_class_probability_times_proposal_score(
         predictor.test_score_thresh = 0.0
         predictor.test_topk_per_image = 10_000
         predictor.test_nms_thresh = 1.0
-    images = detector.preprocess_image(tiny_inputs[:1])
+    images = detector.preprocess_image(detector_inputs(tiny_inputs[:1]))
     with torch.no_grad():
         features = detector.backbone(images.tensor)
         proposals, _ = detector.proposal_generator(images, features)
@@ -178,10 +182,10 @@ def test_score_is_the_root_of_class_probability_times_proposal_score(
 
 
 def test_only_classes_that_take_part_get_a_gradient(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
+    detector: Any, tiny_inputs: list[LabelledImage]
 ) -> None:
     for one in tiny_inputs:
-        one["instances"].gt_classes[:] = 0
+        one.class_indices[:] = 0
     losses = training_losses(detector, tiny_inputs, "fp32", seed=0)
     losses["loss_cls_stage0"].backward()
 

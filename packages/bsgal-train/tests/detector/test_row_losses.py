@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+from bsgal_train.data import LabelledImage
 from bsgal_train.machine.detectron2_shims import ensure_detectron2
 
 ensure_detectron2()
 
-from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ def record(detector: nn.Module, inputs: Any, **options: Any) -> tuple[dict[str, 
 
 
 def test_every_loss_is_the_sum_of_its_rows(
-    detector: nn.Module, tiny_inputs: list[dict[str, Any]]
+    detector: nn.Module, tiny_inputs: list[LabelledImage]
 ) -> None:
     losses, found = record(detector, tiny_inputs)
 
@@ -57,7 +58,7 @@ def test_every_loss_is_the_sum_of_its_rows(
 
 
 def test_losses_are_those_of_detectron2(
-    detector: nn.Module, tiny_inputs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    detector: nn.Module, tiny_inputs: list[LabelledImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stock: dict[str, Tensor] = {}
     row_rpn, row_box, row_mask = RowRPN.losses, SigmoidOutputLayers.losses, Fp32MaskHead.forward
@@ -92,19 +93,18 @@ def test_losses_are_those_of_detectron2(
 
 
 def test_rows_name_the_object_they_are_matched_to(
-    detector: nn.Module, tiny_inputs: list[dict[str, Any]]
+    detector: nn.Module, tiny_inputs: list[LabelledImage]
 ) -> None:
     # The first object of each image counts as pasted object 0.
-    for one in tiny_inputs:
-        one["instances"].gt_source = torch.tensor([0, -1])
+    tiny_inputs = [replace(one, source=torch.tensor([0, -1])) for one in tiny_inputs]
     _, found = record(detector, tiny_inputs)
 
     for one in found.values():
         rows = one.rows
         assert set(rows.image.tolist()) == {0, 1}
         for k in (rows.source >= -1).nonzero().flatten().tolist():
-            instances = tiny_inputs[int(rows.image[k])]["instances"]
-            gt = instances.gt_boxes.tensor[instances.gt_source == rows.source[k]][0]
+            image = tiny_inputs[int(rows.image[k])]
+            gt = image.boxes_xyxy[image.source == rows.source[k]][0]
             corner = torch.maximum(gt[:2], rows.boxes_xyxy[k, :2])
             overlap = (torch.minimum(gt[2:], rows.boxes_xyxy[k, 2:]) - corner).clamp(min=0).prod()
             assert overlap > 0
@@ -113,11 +113,10 @@ def test_rows_name_the_object_they_are_matched_to(
 
 
 def test_rows_tell_the_place_of_the_object_they_are_matched_to(
-    detector: nn.Module, tiny_inputs: list[dict[str, Any]]
+    detector: nn.Module, tiny_inputs: list[LabelledImage]
 ) -> None:
-    for one in tiny_inputs:
-        # In another order than the places.
-        one["instances"].gt_source = torch.tensor([1, 0])
+    # In another order than the places.
+    tiny_inputs = [replace(one, source=torch.tensor([1, 0])) for one in tiny_inputs]
     _, found = record(detector, tiny_inputs)
 
     for one in found.values():
@@ -126,17 +125,12 @@ def test_rows_tell_the_place_of_the_object_they_are_matched_to(
         assert set(rows.object[foreground].tolist()) == {0, 1}
         assert torch.equal(rows.source[foreground], 1 - rows.object[foreground])
         assert (rows.object[~foreground] == -1).all()
-    assert "gt_object" not in tiny_inputs[0]["instances"].get_fields()
 
 
 def test_an_image_without_objects_has_background_rows_only(
-    detector: nn.Module, tiny_inputs: list[dict[str, Any]]
+    detector: nn.Module, tiny_inputs: list[LabelledImage]
 ) -> None:
-    empty: Mapping[str, Any] = {
-        **tiny_inputs[0],
-        "instances": tiny_inputs[0]["instances"][torch.zeros(2, dtype=torch.bool)],
-    }
-    losses, found = record(detector, [empty])
+    losses, found = record(detector, [tiny_inputs[0].only(slice(0))])
 
     assert all(loss.isfinite() for loss in losses.values())
     assert (found["loss_cls"].rows.source == BACKGROUND).all()
@@ -146,7 +140,7 @@ def test_an_image_without_objects_has_background_rows_only(
 
 
 def test_what_is_sampled_in_an_image_does_not_depend_on_its_company(
-    detector: nn.Module, tiny_inputs: list[dict[str, Any]]
+    detector: nn.Module, tiny_inputs: list[LabelledImage]
 ) -> None:
     _, both = record(detector, tiny_inputs, image_keys=[7, 8])
     _, alone = record(detector, tiny_inputs[1:], image_keys=[8])
@@ -157,9 +151,7 @@ def test_what_is_sampled_in_an_image_does_not_depend_on_its_company(
         torch.testing.assert_close(one.per_row[second], alone[name].per_row, rtol=1e-4, atol=1e-5)
 
 
-def test_other_keys_sample_otherwise(
-    detector: nn.Module, tiny_inputs: list[dict[str, Any]]
-) -> None:
+def test_other_keys_sample_otherwise(detector: nn.Module, tiny_inputs: list[LabelledImage]) -> None:
     boxes = [
         record(detector, tiny_inputs, image_keys=keys)[1]["loss_cls"].rows.boxes_xyxy
         for keys in ([7, 8], [7, 8], [8, 9])
@@ -170,7 +162,7 @@ def test_other_keys_sample_otherwise(
 
 
 def test_a_pass_that_keeps_to_another_has_its_divisors_and_classes(
-    tiny_recipe: Recipe, tiny_inputs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    tiny_recipe: Recipe, tiny_inputs: list[LabelledImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     config = tiny_recipe.override("detector.federated_classes=2").detector
@@ -189,7 +181,7 @@ def test_a_pass_that_keeps_to_another_has_its_divisors_and_classes(
 
 
 def test_an_object_of_no_class_that_takes_part_still_has_its_own(
-    tiny_recipe: Recipe, tiny_inputs: list[dict[str, Any]]
+    tiny_recipe: Recipe, tiny_inputs: list[LabelledImage]
 ) -> None:
     torch.manual_seed(0)
     config = tiny_recipe.override("detector.federated_classes=1").detector

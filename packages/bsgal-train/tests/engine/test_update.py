@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -79,7 +80,7 @@ class Sample:
     position: int
     image: torch.Tensor
     pastes: tuple[Any, ...] = ()
-    original: dict[str, Any] = field(default_factory=lambda: {"image_id": 0})
+    original: Any = field(default_factory=lambda: SimpleNamespace(image_id=0))
 
 
 class MeanOfSquares:

@@ -46,16 +46,18 @@ class Detector(nn.Module):
 def sample(image_id: int, values: list[float], source: list[int]) -> Any:
     given = {
         "image_id": image_id,
+        "image": torch.zeros(3, 1, 1),
         "values": torch.tensor(values),
         "source": torch.tensor(source),
     }
     pastes = tuple(SimpleNamespace(instance_id=f"pasted-{i}") for i in range(max(source) + 1))
-    return SimpleNamespace(pasted=given, original={}, pastes=pastes)
+    pasted = SimpleNamespace(image=given["image"])
+    return SimpleNamespace(given=given, pasted=pasted, pastes=pastes)
 
 
 def watched(detector: Detector, samples: list[Any]) -> NonFiniteWatch:
     with NonFiniteWatch(detector, samples) as watch:
-        detector([one.pasted for one in samples])["loss"].backward()
+        detector([one.given for one in samples])["loss"].backward()
     return watch
 
 
@@ -116,7 +118,7 @@ def test_what_a_pass_had_computed_before_it_failed_is_kept(
 
     detector.register_forward_hook(fail)
     with NonFiniteWatch(detector, samples) as watch, pytest.raises(FloatingPointError):
-        detector([samples[0].pasted])
+        detector([samples[0].given])
 
     assert watch.bad_losses() == [BadLoss(name="loss", image_id=7, instance="real", n_rows=1)]
 

@@ -94,7 +94,7 @@ def without_pastes(sample: TrainingSample) -> TrainingSample:
 
 
 def without_objects(sample: TrainingSample) -> TrainingSample:
-    bare = {**sample.original, "instances": sample.original["instances"][:0]}
+    bare = sample.original.only(slice(0))
     return replace(sample, original=bare, pasted=bare, pastes=())
 
 

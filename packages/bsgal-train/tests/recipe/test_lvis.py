@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from bsgal_train.data import LabelledImage
 from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.recipe import Recipe
 from bsgal_train.recipe.library import load_recipe, recipe_names
@@ -64,7 +65,7 @@ def test_helpers_are_no_recipes() -> None:
 
 
 def test_the_r50_detector_is_as_large_as_the_released_one_and_trains(
-    tiny_inputs: list[dict[str, Any]],
+    tiny_inputs: list[LabelledImage],
 ) -> None:
     config = load_recipe("lvis_r50_baseline").detector
     torch.manual_seed(0)

@@ -1,12 +1,6 @@
 """From annotated images and an instance pool to what the detector is trained and tested on."""
 
-# ruff: noqa: E402 - detectron2 must be made importable before anything below imports it.
-
 from __future__ import annotations
-
-from bsgal_train.machine.detectron2_shims import ensure_detectron2
-
-ensure_detectron2()
 
 from bsgal_train.data.crop import CropWindow, RandomCrop
 from bsgal_train.data.draw_policy import DrawPolicy, weights_from_evidence
@@ -20,14 +14,22 @@ from bsgal_train.data.loaders import (
 from bsgal_train.data.mapper import TrainingMapper
 from bsgal_train.data.reference import ClassMatchedReference
 from bsgal_train.data.sampler import RepeatFactorSampler, compute_repeat_factors
-from bsgal_train.data.samples import REAL, PastedInstance, TrainingSample
+from bsgal_train.data.samples import (
+    NOT_ANNOTATED,
+    REAL,
+    LabelledImage,
+    PastedInstance,
+    TrainingSample,
+)
 
 __all__ = [
+    "NOT_ANNOTATED",
     "REAL",
     "ClassMatchedReference",
     "CropWindow",
     "DrawPolicy",
     "DrawTable",
+    "LabelledImage",
     "PastedInstance",
     "RandomCrop",
     "RepeatFactorSampler",

@@ -48,7 +48,7 @@ class TrainLoader:
 
 
 class TestLoader:
-    """Yield detectron2 test inputs, once. Build one with `build_test_loader`.
+    """Yield test inputs as detectron2 takes them, once. Build one with `build_test_loader`.
 
     Attributes:
         skipped: The images that cannot be read. They are left out: their objects count as not
@@ -121,7 +121,7 @@ def build_test_loader(
     Args:
         annotations: The images to predict on.
         image_px: Longer side the images are resized to; 0 keeps their size. "height" and "width"
-            of an input are the original ones, so detectron2 gives results in those.
+            of an input are the original ones, so the detector gives results in those.
         image_short_px: Shorter side they are resized to, as far as the longer one stays within
             `image_px`; 0: only `image_px` counts.
         n_workers: Loader processes; 0 loads in this process.

@@ -1,17 +1,26 @@
-"""From a place in the run to a training sample."""
+"""From a place in the run to a training sample.
+
+A pool that is pasted from has the data's categories by then: they are matched by name, in
+`InstancePool.match` of bsgal-paste, which `engine.assembly` calls.
+"""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from bsgal_paste import CopyPaste, PasteResult
-from bsgal_train.annotations import ImageRecord, LvisAnnotations
+from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data.crop import RandomCrop
 from bsgal_train.data.draw_table import DrawTable
-from bsgal_train.data.real_crops import RealCrops
-from bsgal_train.data.samples import REAL, PastedInstance, TrainingSample, training_input
+from bsgal_train.data.real_crops import RealCrop, RealCrops
+from bsgal_train.data.samples import (
+    NOT_ANNOTATED,
+    REAL,
+    LabelledImage,
+    PastedInstance,
+    TrainingSample,
+    labelled_image,
+)
 from bsgal_train.errors import CorruptImageError, TooManyCorruptImagesError
 
 __all__ = ["TrainingMapper"]
@@ -72,13 +81,13 @@ class TrainingMapper:
             TooManyCorruptImagesError: The replacements cannot be read either.
             DrawTableError: The weights for the position are not there.
         """
-        record, crop, skipped = self._read(position, image_index)
-        original = self._crops.real_input(record, crop)
+        crop, skipped = self._read(position, image_index)
+        original = crop.labelled()
         if self._copy_paste is None:
             return TrainingSample(position, original, original, (), tuple(skipped))
         if self._draw_table is not None:
             self._draw_table.go_to(position)
-        result = self._copy_paste(crop, self._rng(position, _PASTE))
+        result = self._copy_paste(crop.content, self._rng(position, _PASTE))
         skipped += [
             f"pool instance {removed.instance_id} cannot be read"
             for removed in result.removed
@@ -86,16 +95,16 @@ class TrainingMapper:
         ]
         if not result.n_pasted:
             return TrainingSample(position, original, original, (), tuple(skipped))
-        pasted, pastes = self._pasted_input(record, result)
+        pasted, pastes = self._pasted(crop, result)
         return TrainingSample(position, pasted, original, pastes, tuple(skipped))
 
-    def _read(self, position: int, image_index: int) -> tuple[ImageRecord, Any, list[str]]:
+    def _read(self, position: int, image_index: int) -> tuple[RealCrop, list[str]]:
         skipped: list[str] = []
         rng = self._rng(position, _CROP)
         replacements = self._rng(position, _REPLACEMENT)
         while True:
             try:
-                record, crop = self._crops.draw(image_index, rng)
+                crop = self._crops.draw(image_index, rng)
             except CorruptImageError as error:
                 skipped.append(str(error))
                 if len(skipped) > MAX_REPLACEMENTS:
@@ -105,20 +114,20 @@ class TrainingMapper:
                     ) from error
                 image_index = int(replacements.integers(len(self._annotations.images)))
             else:
-                return record, crop, skipped
+                return crop, skipped
 
     def _rng(self, position: int, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, position, stream])
 
-    def _pasted_input(
-        self, record: ImageRecord, result: PasteResult
-    ) -> tuple[dict[str, Any], tuple[PastedInstance, ...]]:
+    def _pasted(
+        self, crop: RealCrop, result: PasteResult
+    ) -> tuple[LabelledImage, tuple[PastedInstance, ...]]:
         class_index_of = self._annotations.class_index_of
         class_indices = [class_index_of[i] for i in result.category_ids.tolist()]
-        sources: list[int] = []
+        source: list[int] = []
         pastes: list[PastedInstance] = []
         for i, is_pasted in enumerate(result.is_pasted):
-            sources.append(len(pastes) if is_pasted else REAL)
+            source.append(len(pastes) if is_pasted else REAL)
             if is_pasted:
                 category = self._annotations.categories[class_indices[i]]
                 pastes.append(
@@ -130,7 +139,15 @@ class TrainingMapper:
                         visible_frac=float(result.visible_frac[i]),
                     )
                 )
-        pasted = training_input(
-            record, result.image, result.masks, result.boxes_xyxy, class_indices, sources
+        # Where an index is -1, a pasted object has no annotation.
+        ids = np.append(crop.annotation_ids, NOT_ANNOTATED)[result.source_index]
+        pasted = labelled_image(
+            crop.record,
+            result.image,
+            result.masks,
+            result.boxes_xyxy,
+            class_indices=class_indices,
+            source=source,
+            annotation_ids=ids,
         )
         return pasted, tuple(pastes)

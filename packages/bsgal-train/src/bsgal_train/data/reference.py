@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data.crop import RandomCrop
 from bsgal_train.data.mapper import MAX_REPLACEMENTS
 from bsgal_train.data.real_crops import RealCrops
-from bsgal_train.data.samples import TrainingSample
+from bsgal_train.data.samples import LabelledImage, TrainingSample
 from bsgal_train.data.skipped_files import SkippedFiles
 from bsgal_train.errors import CorruptImageError, TooManyCorruptImagesError
 
@@ -48,18 +47,18 @@ class ClassMatchedReference:
 
     def batch(
         self, samples: Sequence[TrainingSample], rng: np.random.Generator
-    ) -> list[dict[str, Any]]:
+    ) -> list[LabelledImage]:
         """Draw, read and crop one real image for each sample.
 
         Returns:
-            detectron2 inputs like `TrainingSample.original`.
+            Images like `TrainingSample.original`.
 
         Raises:
             TooManyCorruptImagesError: One drawn image after another cannot be read.
         """
         return [self._one(sample, rng) for sample in samples]
 
-    def for_step(self, samples: Sequence[TrainingSample], seed: int) -> list[dict[str, Any]]:
+    def for_step(self, samples: Sequence[TrainingSample], seed: int) -> list[LabelledImage]:
         """Do as `batch`, each draw a function of `seed` and of the sample's position alone.
 
         So a sample's real image is the same whichever process of a run holds the sample.
@@ -70,7 +69,7 @@ class ClassMatchedReference:
 
     def of_classes(
         self, class_indices: Sequence[int], seed: int, keys: Sequence[int]
-    ) -> list[dict[str, Any]]:
+    ) -> list[LabelledImage]:
         """Draw, read and crop one real image that holds each class; classes of `drawable` only.
 
         Each draw is a function of `seed` and of its number in `keys` alone.
@@ -80,21 +79,21 @@ class ClassMatchedReference:
             for index, key in zip(class_indices, keys, strict=True)
         ]
 
-    def _one(self, sample: TrainingSample, rng: np.random.Generator) -> dict[str, Any]:
+    def _one(self, sample: TrainingSample, rng: np.random.Generator) -> LabelledImage:
         return self._holding(self._choices(sample), rng)
 
-    def _holding(self, choices: Sequence[int], rng: np.random.Generator) -> dict[str, Any]:
+    def _holding(self, choices: Sequence[int], rng: np.random.Generator) -> LabelledImage:
         """Draw one of some classes, then an image that holds it."""
         reasons = []
         for _ in range(1 + MAX_REPLACEMENTS):
             images = self._image_indices[choices[int(rng.integers(len(choices)))]]
             try:
-                record, crop = self._crops.draw(int(images[rng.integers(len(images))]), rng)
+                crop = self._crops.draw(int(images[rng.integers(len(images))]), rng)
             except CorruptImageError as error:
                 reasons.append(str(error))
                 self.skipped.add(reasons[-1])
             else:
-                return self._crops.real_input(record, crop)
+                return crop.labelled()
         raise TooManyCorruptImagesError(
             f"{len(reasons)} reference images in a row cannot be read: "
             f"{', '.join(dict.fromkeys(reasons))}"
@@ -103,7 +102,7 @@ class ClassMatchedReference:
     def _choices(self, sample: TrainingSample) -> list[int]:
         """Give the class indices to draw from: of those, all are in some image."""
         pasted = {paste.class_index for paste in sample.pastes}
-        own = set(sample.original["instances"].gt_classes.tolist())
+        own = set(sample.original.class_indices.tolist())
         for candidates in (pasted, own):
             choices = sorted(i for i in candidates if len(self._image_indices[i]))
             if choices:

@@ -1,22 +1,78 @@
-"""What the loaders hand to the detector: detectron2's input dictionaries, with provenance."""
+"""What the loaders hand on: images as plain tensors, and where each of their objects comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from detectron2.structures import BitMasks, Boxes, Instances
+from torch import Tensor
 
 from bsgal_train.annotations import Frequency, ImageRecord
 
-__all__ = ["REAL", "PastedInstance", "TrainingSample", "image_tensor", "training_input"]
+__all__ = [
+    "NOT_ANNOTATED",
+    "REAL",
+    "LabelledImage",
+    "PastedInstance",
+    "TrainingSample",
+    "image_tensor",
+    "labelled_image",
+]
 
 REAL = -1
-"""Value of `gt_source` for a real object; a pasted one has its position in `pastes`."""
+"""`source` of a real object; a pasted one has its position in `pastes`."""
+
+NOT_ANNOTATED = -1
+"""`annotation_ids` of an object that the annotation file does not have: a pasted one."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelledImage:
+    """Hold an image and its N objects, every field in step with every other.
+
+    Attributes:
+        image_id: As in the annotation file.
+        file_name: Path of the whole image.
+        image: uint8 RGB `(3, h, w)`.
+        boxes_xyxy: float32 `(N, 4)`, absolute pixels, far edge exclusive.
+        class_indices: int64 `(N,)`, from 0, as the detector counts.
+        masks: bool `(N, h, w)`, visible pixels.
+        source: int64 `(N,)`: `REAL`, or which of the sample's pasted objects it is.
+        annotation_ids: int64 `(N,)`: id of the annotation that a real object was drawn from,
+            whatever a crop or a paste has left of it; `NOT_ANNOTATED` for a pasted one.
+    """
+
+    image_id: int
+    file_name: str
+    image: Tensor
+    boxes_xyxy: Tensor
+    class_indices: Tensor
+    masks: Tensor
+    source: Tensor
+    annotation_ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.class_indices)
+
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Give the height and width in pixels."""
+        height, width = self.image.shape[1:]
+        return height, width
+
+    def only(self, chosen: Tensor | slice) -> LabelledImage:
+        """Give the image with some of its objects, by mask, by index or by slice."""
+        return replace(
+            self,
+            boxes_xyxy=self.boxes_xyxy[chosen],
+            class_indices=self.class_indices[chosen],
+            masks=self.masks[chosen],
+            source=self.source[chosen],
+            annotation_ids=self.annotation_ids[chosen],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,46 +98,44 @@ class PastedInstance:
 class TrainingSample:
     """Hold one crop twice: with pasted objects and as it was annotated.
 
-    Both are detectron2 inputs: "image" uint8 RGB `(3, h, w)`, "instances" with gt_boxes,
-    gt_classes, gt_masks (BitMasks) and gt_source (see `REAL`), "image_id", "file_name".
-
     Attributes:
         position: Number of the sample in the endless sequence of the run.
         pasted: The crop with pasted objects; the same object as `original` if there are none.
         original: The crop without them.
-        pastes: The pasted objects that can be seen, in the order of `gt_source`.
+        pastes: The pasted objects that can be seen, as `pasted.source` counts them.
         skipped: What could not be read on the way here, each with its path and the reason.
     """
 
     position: int
-    pasted: dict[str, Any]
-    original: dict[str, Any]
+    pasted: LabelledImage
+    original: LabelledImage
     pastes: tuple[PastedInstance, ...]
     skipped: tuple[str, ...] = ()
 
 
-def image_tensor(image: npt.NDArray[np.uint8]) -> torch.Tensor:
+def image_tensor(image: npt.NDArray[np.uint8]) -> Tensor:
     """Turn an image `(H, W, 3)` into a tensor `(3, H, W)` of its own memory."""
     return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
-def training_input(
+def labelled_image(
     record: ImageRecord,
     image: npt.NDArray[np.uint8],
     masks: npt.NDArray[np.bool_],
     boxes_xyxy: npt.NDArray[np.float64],
+    *,
     class_indices: Sequence[int],
-    sources: Sequence[int],
-) -> dict[str, Any]:
-    """Build a detectron2 training input from arrays in step with each other."""
-    instances = Instances(image.shape[:2])
-    instances.gt_boxes = Boxes(torch.from_numpy(boxes_xyxy.astype(np.float32)))
-    instances.gt_classes = torch.tensor(class_indices, dtype=torch.int64)
-    instances.gt_masks = BitMasks(torch.from_numpy(np.ascontiguousarray(masks)))
-    instances.gt_source = torch.tensor(sources, dtype=torch.int64)
-    return {
-        "image": image_tensor(image),
-        "instances": instances,
-        "image_id": record.image_id,
-        "file_name": str(record.path),
-    }
+    source: Sequence[int],
+    annotation_ids: npt.NDArray[np.int64],
+) -> LabelledImage:
+    """Build a `LabelledImage` from arrays in step with each other."""
+    return LabelledImage(
+        image_id=record.image_id,
+        file_name=str(record.path),
+        image=image_tensor(image),
+        boxes_xyxy=torch.from_numpy(boxes_xyxy.astype(np.float32)),
+        class_indices=torch.tensor(class_indices, dtype=torch.int64),
+        masks=torch.from_numpy(np.ascontiguousarray(masks)),
+        source=torch.tensor(source, dtype=torch.int64),
+        annotation_ids=torch.from_numpy(annotation_ids.copy()),
+    )

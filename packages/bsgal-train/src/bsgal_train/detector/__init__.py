@@ -17,6 +17,7 @@ from bsgal_train.detector.build import (
     build_detector,
     training_losses,
 )
+from bsgal_train.detector.inputs import detector_inputs
 from bsgal_train.detector.sampling import sampling
 from bsgal_train.detector.weights import load_weights, save_detector
 
@@ -24,6 +25,7 @@ __all__ = [
     "autocast",
     "best_device",
     "build_detector",
+    "detector_inputs",
     "load_backbone_weights",
     "load_weights",
     "sampling",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -15,9 +15,11 @@ import bsgal_train.detector.backbone
 import bsgal_train.detector.cascade
 import bsgal_train.detector.centernet
 import bsgal_train.detector.rpn  # noqa: F401
+from bsgal_train.data.samples import LabelledImage
 from bsgal_train.detector.configs import detectron2_config
 from bsgal_train.detector.federated import FederatedClasses
 from bsgal_train.detector.heads import SigmoidOutputLayers
+from bsgal_train.detector.inputs import detector_inputs
 from bsgal_train.detector.sampling import sampling
 from bsgal_train.recipe import DetectorConfig, Precision
 
@@ -79,7 +81,7 @@ def autocast(precision: Precision) -> Iterator[None]:
 
 def training_losses(
     detector: nn.Module,
-    inputs: Sequence[Mapping[str, Any]],
+    images: Sequence[LabelledImage],
     precision: Precision,
     seed: int,
     image_keys: Sequence[int] | None = None,
@@ -88,11 +90,11 @@ def training_losses(
 
     Args:
         detector: in training mode.
-        inputs: detectron2 input dictionaries with "image" and "instances".
+        images: the batch.
         precision: of convolutions and linear layers.
         seed: decides which anchors and proposals are sampled.
         image_keys: one number per image, see `sampling`.
     """
     with sampling(seed, image_keys), autocast(precision):
-        losses: dict[str, Tensor] = detector(list(inputs))
+        losses: dict[str, Tensor] = detector(detector_inputs(images))
     return losses

@@ -14,6 +14,7 @@ from detectron2.structures import Instances, pairwise_iou
 from torch import Tensor
 
 from bsgal_train.detector.heads import ImageWiseSampling, SigmoidOutputLayers
+from bsgal_train.detector.row_losses import object_source
 
 __all__ = ["SigmoidCascadeROIHeads"]
 
@@ -101,6 +102,5 @@ class SigmoidCascadeROIHeads(ImageWiseSampling, CascadeROIHeads):  # type: ignor
             proposal.gt_classes[label == 0] = self.num_classes
             proposal.gt_boxes = target.gt_boxes[matched]
             proposal.gt_object = matched
-            if target.has("gt_source"):
-                proposal.gt_source = target.gt_source[matched]
+            proposal.gt_source = object_source(target)[matched]
         return proposals

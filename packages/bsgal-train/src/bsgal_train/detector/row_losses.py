@@ -14,6 +14,7 @@ nothing is recorded, `report` costs one sum, which training needs anyway.
 Rows are told apart by `gt_source` of the training inputs' "instances" (`bsgal_train.data.REAL`, or
 the number of the pasted object in its image), which detectron2 carries over to matched proposals,
 and by the place of the object among them, real or pasted.
+Heads ask `object_source` for the first: inputs that do not tell hold real objects only.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from bsgal_train.data.samples import REAL
 from bsgal_train.detector.agreement import agree
 from bsgal_train.processes import group as processes
 
@@ -34,6 +36,7 @@ __all__ = [
     "BACKGROUND",
     "RowLosses",
     "Rows",
+    "object_source",
     "proposal_rows",
     "recorded",
     "report",
@@ -151,6 +154,22 @@ def recorded() -> Iterator[list[RowLosses]]:
         _recorders.reset(token)
 
 
+def object_source(instances: Any) -> Tensor:
+    """Return where each object of an image, or the object of each proposal, comes from.
+
+    Args:
+        instances: an `Instances` with gt_classes, of N objects or proposals.
+
+    Returns:
+        int64 (N,), its `gt_source`; all real where it has none, as inputs of other origin, and
+        proposals in an image without objects.
+    """
+    if instances.has("gt_source"):
+        source: Tensor = instances.gt_source
+        return source
+    return torch.full_like(instances.gt_classes, REAL)
+
+
 def proposal_rows(proposals: Sequence[Any], n_classes: int) -> Rows:
     """Tell where the sampled proposals of a batch come from.
 
@@ -163,10 +182,8 @@ def proposal_rows(proposals: Sequence[Any], n_classes: int) -> Rows:
     for position, one in enumerate(proposals):
         foreground = one.gt_classes < n_classes
         # Without objects in the image neither field is there: every proposal in it is background.
-        nothing = torch.full_like(one.gt_classes, -1)
-        source = one.gt_source if one.has("gt_source") else nothing
-        sources.append(torch.where(foreground, source, BACKGROUND))
-        matched = one.gt_object if one.has("gt_object") else nothing
+        sources.append(torch.where(foreground, object_source(one), BACKGROUND))
+        matched = one.gt_object if one.has("gt_object") else torch.full_like(one.gt_classes, -1)
         objects.append(torch.where(foreground, matched, -1))
         images.append(torch.full_like(one.gt_classes, position))
     return Rows(

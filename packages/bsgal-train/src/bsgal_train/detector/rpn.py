@@ -10,7 +10,7 @@ from fvcore.nn import smooth_l1_loss
 from torch import Tensor
 from torch.nn import functional
 
-from bsgal_train.detector.row_losses import BACKGROUND, Rows, report
+from bsgal_train.detector.row_losses import BACKGROUND, Rows, object_source, report
 from bsgal_train.detector.sampling import seed_image
 
 __all__ = ["RowRPN"]
@@ -47,11 +47,7 @@ class RowRPN(RPN):  # type: ignore[misc]  # detectron2 ships no types
             if len(targets) == 0:
                 matches.append(torch.zeros(len(all_anchors), 6, device=label.device))
                 continue
-            source = (
-                targets.gt_source
-                if targets.has("gt_source")
-                else torch.full_like(targets.gt_classes, -1)
-            )
+            source = object_source(targets)
             names = torch.stack([source, torch.arange(len(targets), device=source.device)], dim=1)
             found = torch.cat([targets.gt_boxes.tensor, names.float()], dim=1)
             matches.append(found[matched])

@@ -1,4 +1,7 @@
-"""From a recipe to the steps of its run: data, pool, detector, optimizer and selection."""
+"""From a recipe to the steps of its run: data, pool, detector, optimizer and selection.
+
+The pool's categories are matched to the data's here, by name: `InstancePool.match` of bsgal-paste.
+"""
 
 from __future__ import annotations
 

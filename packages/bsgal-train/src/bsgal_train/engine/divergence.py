@@ -7,17 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from bsgal_train.data import TrainingSample
 from bsgal_train.engine.step import DivergedError, step_seed
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.decision_log import Decision
-
-if TYPE_CHECKING:
-    from bsgal_train.data import TrainingSample
 
 __all__ = [
     "SCHEMA",
@@ -53,8 +51,8 @@ class SampleContents:
         """Name the contents of a sample."""
         return cls(
             position=sample.position,
-            image_id=sample.original["image_id"],
-            file_name=sample.original["file_name"],
+            image_id=sample.original.image_id,
+            file_name=sample.original.file_name,
             instance_ids=tuple(paste.instance_id for paste in sample.pastes),
         )
 

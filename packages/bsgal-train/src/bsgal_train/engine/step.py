@@ -6,13 +6,14 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bsgal_score.errors import NonFiniteGradientError
+from bsgal_train.data import TrainingSample
 from bsgal_train.data.skipped_files import SkippedFiles
 from bsgal_train.engine.optimizer import learning_rate, peak_learning_rate
 from bsgal_train.engine.update import OptimizerStep
@@ -21,9 +22,6 @@ from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.checkpoint import TrainingState, check_same_model
 from bsgal_train.run_folder.decision_log import Decision
 from bsgal_train.selection import SelectionStep
-
-if TYPE_CHECKING:
-    from bsgal_train.data import TrainingSample
 
 __all__ = ["DivergedError", "StepOutcome", "TrainingSteps", "step_seed"]
 
@@ -281,6 +279,6 @@ def _not_finite(values: dict[str, float]) -> dict[str, float]:
 
 
 def _contents(samples: Sequence[TrainingSample]) -> str:
-    images = ", ".join(str(sample.original["image_id"]) for sample in samples)
+    images = ", ".join(str(sample.original.image_id) for sample in samples)
     instances = ", ".join(paste.instance_id for s in samples for paste in s.pastes) or "none"
     return f"the images were {images}, the pasted instances {instances}"

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
 
+from bsgal_train.data import TrainingSample
 from bsgal_train.engine.divergence import save_divergence
 from bsgal_train.engine.step import DivergedError, TrainingSteps
 from bsgal_train.processes import group as processes
@@ -20,9 +20,6 @@ from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.checkpoint import CheckpointFolder
 from bsgal_train.run_folder.decision_log import DecisionLog
 from bsgal_train.run_folder.run_log import MetricsLog
-
-if TYPE_CHECKING:
-    from bsgal_train.data import TrainingSample
 
 __all__ = ["Progress", "Trainer", "TrainingInterruptedError"]
 

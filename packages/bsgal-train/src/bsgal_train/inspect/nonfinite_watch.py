@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bsgal_train.data import TrainingSample
 from bsgal_train.detector.row_losses import BACKGROUND, RowLosses, recorded
-
-if TYPE_CHECKING:
-    from bsgal_train.data import TrainingSample
 
 __all__ = ["BadLoss", "BadOutput", "NonFiniteWatch"]
 
@@ -134,7 +132,7 @@ class NonFiniteWatch:
     def _instance(self, given: Mapping[str, Any], source: int) -> str:
         if source < 0:
             return "background" if source == BACKGROUND else "real"
-        sample = next(sample for sample in self._samples if sample.pasted is given)
+        sample = next(sample for sample in self._samples if sample.pasted.image is given["image"])
         return sample.pastes[source].instance_id
 
     def _output_hook(self, name: str) -> Any:

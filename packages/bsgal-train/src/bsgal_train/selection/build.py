@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
 
 from torch import nn
 
+from bsgal_train.data import ClassMatchedReference
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.modes.batch import BatchSelection
@@ -20,9 +20,6 @@ from bsgal_train.selection.scoring.heads import HeadScoring
 from bsgal_train.selection.scoring.protocol import Scoring
 from bsgal_train.selection.steady import SteadySelection
 from bsgal_train.selection.step import SelectionStep
-
-if TYPE_CHECKING:
-    from bsgal_train.data import ClassMatchedReference
 
 __all__ = ["build_selection"]
 

@@ -221,7 +221,7 @@ def decision_rows(
             rows.append(
                 Decision(
                     step=step,
-                    image_id=sample.original["image_id"],
+                    image_id=sample.original.image_id,
                     instance_id=paste.instance_id,
                     category_id=paste.category_id,
                     frequency=paste.frequency,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from bsgal_score import IGNORED, REFERENCE
-from bsgal_train.data.samples import REAL, TrainingSample
+from bsgal_train.data import REAL, LabelledImage, TrainingSample
 from bsgal_train.detector.row_losses import BACKGROUND, RowLosses, Rows
 
 __all__ = ["MIN_INSIDE", "first_units", "losses_without", "unit_index"]
@@ -58,7 +57,7 @@ def unit_index(
 def losses_without(
     losses: Mapping[str, Tensor],
     rows: Sequence[RowLosses],
-    inputs: Sequence[Mapping[str, Any]],
+    images: Sequence[LabelledImage],
     rejected: Sequence[set[int]],
 ) -> dict[str, Tensor]:
     """Return a batch's losses without some pasted objects, from the graph that is there.
@@ -69,28 +68,28 @@ def losses_without(
     Args:
         losses: the detector's losses by name; any that is not among `rows` stays as it is.
         rows: the same losses row by row.
-        inputs: the images; `gt_source` and `gt_boxes` of their "instances" say where objects are.
+        images: the batch, which says where objects are.
         rejected: for each image, numbers of the pasted objects to leave out.
     """
     if not any(rejected):
         return dict(losses)
-    kept = {one.name: one.total(~_is_rejected(one.rows, inputs, rejected)) for one in rows}
+    kept = {one.name: one.total(~_is_rejected(one.rows, images, rejected)) for one in rows}
     return {name: kept.get(name, loss) for name, loss in losses.items()}
 
 
 def _is_rejected(
-    rows: Rows, inputs: Sequence[Mapping[str, Any]], rejected: Sequence[set[int]]
+    rows: Rows, images: Sequence[LabelledImage], rejected: Sequence[set[int]]
 ) -> Tensor:
     found = torch.zeros_like(rows.image, dtype=torch.bool)
     for position, numbers in enumerate(rejected):
         if not numbers:
             continue
         here = rows.image == position
-        instances = inputs[position]["instances"]
+        image = images[position]
         wanted = torch.tensor(sorted(numbers), device=found.device)
         matched = torch.isin(rows.source, wanted)
-        is_object = torch.isin(instances.gt_source.to(found.device), wanted)
-        boxes_xyxy = instances.gt_boxes.tensor.to(found.device)[is_object]
+        is_object = torch.isin(image.source.to(found.device), wanted)
+        boxes_xyxy = image.boxes_xyxy.to(found.device)[is_object]
         inside = _inside_share(rows.boxes_xyxy, boxes_xyxy) >= MIN_INSIDE
         found |= here & (matched | ((rows.source == BACKGROUND) & inside))
     return found

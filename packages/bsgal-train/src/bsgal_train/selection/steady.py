@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from bsgal_train.data import TrainingSample
 from bsgal_train.selection.step import Selected, SelectionStep
-
-if TYPE_CHECKING:
-    from bsgal_train.data import TrainingSample
 
 __all__ = ["SteadySelection", "steady_backbone"]
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from bsgal_train.data import TrainingSample
 from bsgal_train.run_folder.decision_log import Decision
-
-if TYPE_CHECKING:
-    from bsgal_train.data import TrainingSample
 
 __all__ = ["Selected", "SelectionStep"]
 

@@ -8,7 +8,7 @@ import torch
 
 from bsgal_score import GradientCache
 from bsgal_train.annotations import LvisAnnotations
-from bsgal_train.data import ClassMatchedReference, RandomCrop, TrainingSample
+from bsgal_train.data import ClassMatchedReference, LabelledImage, RandomCrop, TrainingSample
 from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.detector.agreement import agreed
 from bsgal_train.engine.update import OptimizerStep
@@ -35,8 +35,8 @@ def total(losses: dict[str, torch.Tensor]) -> float:
     return float(sum(value.detach() for value in losses.values()))
 
 
-def loss_on(detector: Any, inputs: list[dict[str, Any]], seed: int) -> float:
-    return total(training_losses(detector, inputs, "fp32", seed))
+def loss_on(detector: Any, images: list[LabelledImage], seed: int) -> float:
+    return total(training_losses(detector, images, "fp32", seed))
 
 
 def test_the_contribution_is_the_cosine_of_cache_and_candidate(
@@ -90,7 +90,7 @@ def test_every_pasted_instance_has_a_row_with_the_verdict_of_the_batch(
 ) -> None:
     selected = selection(detector, annotations)(detector, samples, step=4, seed=7)
 
-    pasted = [(s.original["image_id"], p.instance_id) for s in samples for p in s.pastes]
+    pasted = [(s.original.image_id, p.instance_id) for s in samples for p in s.pastes]
     assert [(row.image_id, row.instance_id) for row in selected.decisions] == pasted
     assert len({row.contribution for row in selected.decisions}) == 1
     assert {(row.step, row.granularity) for row in selected.decisions} == {(4, "batch")}
@@ -265,7 +265,7 @@ def test_the_reference_covers_all_classes_unless_masked(
     federated = build_detector(
         tiny_recipe.override("detector.federated_classes=1").detector, 3, image_counts=[1, 1, 1]
     )
-    one_object = {**samples[0].original, "instances": samples[0].original["instances"][:1]}
+    one_object = samples[0].original.only(slice(1))
 
     losses = [
         reference_loss(federated, [one_object], "fp32", seed=5, all_classes=all_classes)
@@ -284,7 +284,7 @@ def test_other_steps_draw_other_classes_for_a_federated_reference(
     federated = build_detector(
         tiny_recipe.override("detector.federated_classes=2").detector, 3, image_counts=[1, 1, 1]
     )
-    one_object = {**samples[0].original, "instances": samples[0].original["instances"][:1]}
+    one_object = samples[0].original.only(slice(1))
 
     drawn = set()
     for seed in range(8):
@@ -293,5 +293,5 @@ def test_other_steps_draw_other_classes_for_a_federated_reference(
         drawn.add(tuple(agreements["classes of loss_cls"].tolist()))
 
     # The object's own class, and each of the two others by turns.
-    own = int(one_object["instances"].gt_classes)
+    own = int(one_object.class_indices)
     assert drawn == {tuple(sorted({own, other})) for other in range(3) if other != own}

@@ -131,9 +131,9 @@ def test_an_instance_without_a_matched_row_is_no_evidence_and_trained_on(
     detector.roi_heads.proposal_append_gt = False
     detector.proposal_generator.post_nms_topk[True] = 4
     for sample in samples:
-        instances = sample.pasted["instances"]
-        pasted = instances.gt_source >= 0
-        instances.gt_boxes.tensor[pasted] = torch.tensor([62.0, 62.0, 63.0, 63.0])
+        image = sample.pasted
+        pasted = image.source >= 0
+        image.boxes_xyxy[pasted] = torch.tensor([62.0, 62.0, 63.0, 63.0])
 
     selected = run(build(detector, reference, threshold=1.0), detector, samples)
 
@@ -164,10 +164,10 @@ def test_rejected_instances_give_no_loss_at_all(
     for one in rows:
         keep = one.rows.source == REAL
         for k in (one.rows.source == BACKGROUND).nonzero().flatten().tolist():
-            instances = samples[int(one.rows.image[k])].pasted["instances"]
+            image = samples[int(one.rows.image[k])].pasted
             left, top, right, bottom = one.rows.boxes_xyxy[k].tolist()
             inside = 0.0
-            for box in instances.gt_boxes.tensor[instances.gt_source >= 0].tolist():
+            for box in image.boxes_xyxy[image.source >= 0].tolist():
                 width = min(right, box[2]) - max(left, box[0])
                 height = min(bottom, box[3]) - max(top, box[1])
                 inside = max(inside, max(width, 0) * max(height, 0))
@@ -319,11 +319,7 @@ def test_row_wise_memory_keeps_rows_of_absent_classes(
     step = build(detector, reference, rowwise=True)
     run(step, detector, samples)
     present = {
-        index
-        for s in samples
-        for index in s.pasted["instances"]
-        .gt_classes[s.pasted["instances"].gt_source == REAL]
-        .tolist()
+        index for s in samples for index in s.pasted.class_indices[s.pasted.source == REAL].tolist()
     }
     row_updates = step.state_dict()["scoring"]["cache"]["row_updates"]
 

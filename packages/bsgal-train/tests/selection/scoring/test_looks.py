@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bsgal_train.data import TrainingSample
+from bsgal_train.data import NOT_ANNOTATED, TrainingSample
 from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.detector.row_losses import RowLosses, recorded
 from bsgal_train.recipe import Recipe
@@ -38,7 +38,7 @@ def test_a_look_is_the_mean_over_the_rows_of_an_object(
 ) -> None:
     looks, rows, features = look(detector, samples)
 
-    inputs = [sample.pasted["instances"] for sample in samples]
+    inputs = [sample.pasted for sample in samples]
     objects = [(image, place) for image, one in enumerate(inputs) for place in range(len(one))]
     assert len(looks) == len(objects) > len(inputs)
     for k, (image, place) in enumerate(objects):
@@ -70,9 +70,12 @@ def test_looks_name_what_was_looked_at(detector: Any, samples: list[TrainingSamp
     for name, class_index in zip(looks.ids, looks.classes, strict=True):
         found = {paste.class_index for paste in pasted if paste.instance_id == name}
         assert found <= {class_index}
-    assert looks.is_real.sum() == sum(
-        int((sample.pasted["instances"].gt_source < 0).sum()) for sample in samples
-    )
+    assert np.array(looks.ids)[looks.is_real].tolist() == [
+        f"{sample.pasted.image_id}:{annotation_id}"
+        for sample in samples
+        for annotation_id in sample.pasted.annotation_ids.tolist()
+        if annotation_id != NOT_ANNOTATED
+    ]
 
 
 def test_an_object_without_rows_has_no_values(detector: Any, samples: list[TrainingSample]) -> None:
@@ -88,14 +91,14 @@ def test_an_object_without_rows_has_no_values(detector: Any, samples: list[Train
     ]
     looks = looks_at(without, features, samples)
 
-    second = len(samples[0].pasted["instances"])
+    second = len(samples[0].pasted)
     for values in (looks.features, *looks.losses.values()):
         assert np.isnan(values[[0, second]]).all()
         assert np.isfinite(values[1]).all()
 
 
 def test_a_batch_without_objects_has_no_looks(detector: Any, samples: list[TrainingSample]) -> None:
-    nothing = samples[0].original | {"instances": samples[0].original["instances"][[]]}
+    nothing = samples[0].original.only(slice(0))
     looks, _, _ = look(detector, [TrainingSample(0, nothing, nothing, ())])
 
     assert len(looks) == 0

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional
 
-from bsgal_train.detector import build_detector, training_losses
+from bsgal_train.data import LabelledImage
+from bsgal_train.detector import build_detector, detector_inputs, training_losses
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.scoring.passes import candidate_loss, gradients, reference_loss
 
@@ -17,23 +19,23 @@ def detector(tiny_recipe: Recipe) -> Any:
     return build_detector(tiny_recipe.detector, n_classes=3)
 
 
-def mark_pasted(inputs: list[dict[str, Any]], sources: list[int]) -> None:
-    for one in inputs:
-        one["instances"].gt_source = torch.tensor(sources)
+def mark_pasted(images: list[LabelledImage], sources: list[int]) -> None:
+    images[:] = [replace(one, source=torch.tensor(sources)) for one in images]
 
 
 def test_reference_loss_is_the_mean_over_real_boxes(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
+    detector: Any, tiny_inputs: list[LabelledImage]
 ) -> None:
     loss = reference_loss(detector, tiny_inputs, "fp32", seed=5)
 
     expected = 0.0
     n_boxes = 0
     for one in tiny_inputs:
-        features = detector.backbone(detector.preprocess_image([one]).tensor)
+        (given,) = detector_inputs([one])
+        features = detector.backbone(detector.preprocess_image([given]).tensor)
         levels = [features[level] for level in detector.roi_heads.in_features]
-        for index, class_index in enumerate(one["instances"].gt_classes.tolist()):
-            box = one["instances"].gt_boxes[index]
+        for index, class_index in enumerate(one.class_indices.tolist()):
+            box = given["instances"].gt_boxes[index]
             pooled = detector.roi_heads.box_pooler(levels, [box])
             logits = detector.roi_heads.box_predictor(detector.roi_heads.box_head(pooled))[0]
             target = functional.one_hot(torch.tensor([class_index]), 3).float()
@@ -45,9 +47,9 @@ def test_reference_loss_is_the_mean_over_real_boxes(
 
 
 def test_reference_images_without_objects_add_nothing(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
+    detector: Any, tiny_inputs: list[LabelledImage]
 ) -> None:
-    empty = {**tiny_inputs[1], "instances": tiny_inputs[1]["instances"][:0]}
+    empty = tiny_inputs[1].only(slice(0))
 
     with_empty = reference_loss(detector, [tiny_inputs[0], empty], "fp32", seed=5)
     without = reference_loss(detector, [tiny_inputs[0]], "fp32", seed=5)
@@ -59,12 +61,12 @@ def test_reference_images_without_objects_add_nothing(
 
 
 def test_candidate_loss_is_none_without_pasted_objects(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
+    detector: Any, tiny_inputs: list[LabelledImage]
 ) -> None:
     assert candidate_loss(detector, tiny_inputs, "fp32", seed=0) is None
 
 
-def test_candidate_losses_of_parts_add_up(detector: Any, tiny_inputs: list[dict[str, Any]]) -> None:
+def test_candidate_losses_of_parts_add_up(detector: Any, tiny_inputs: list[LabelledImage]) -> None:
     def of(sources: list[int]) -> float:
         mark_pasted(tiny_inputs, sources)
         loss = candidate_loss(detector, tiny_inputs, "fp32", seed=0)
@@ -75,7 +77,7 @@ def test_candidate_losses_of_parts_add_up(detector: Any, tiny_inputs: list[dict[
 
 
 def test_candidate_loss_of_all_objects_plus_background_is_the_training_loss(
-    detector: Any, tiny_inputs: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    detector: Any, tiny_inputs: list[LabelledImage], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same proposals are sampled in the scoring pass and in the training step."""
     mark_pasted(tiny_inputs, [0, 1])
@@ -104,7 +106,7 @@ def test_candidate_loss_of_all_objects_plus_background_is_the_training_loss(
 
 
 def test_scoring_leaves_the_detector_as_it_was(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
+    detector: Any, tiny_inputs: list[LabelledImage]
 ) -> None:
     mark_pasted(tiny_inputs, [0, 1])
     before = {name: value.clone() for name, value in detector.state_dict().items()}
@@ -122,7 +124,7 @@ def test_scoring_leaves_the_detector_as_it_was(
 
 
 def test_parameters_outside_the_class_branch_have_no_gradient(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
+    detector: Any, tiny_inputs: list[LabelledImage]
 ) -> None:
     loss = reference_loss(detector, tiny_inputs, "fp32", seed=5)
     assert loss is not None
@@ -136,10 +138,10 @@ def test_parameters_outside_the_class_branch_have_no_gradient(
 
 
 def test_an_image_without_objects_has_only_background(
-    detector: Any, tiny_inputs: list[dict[str, Any]]
+    detector: Any, tiny_inputs: list[LabelledImage]
 ) -> None:
     mark_pasted(tiny_inputs, [0, 1])
-    tiny_inputs[1]["instances"] = tiny_inputs[1]["instances"][:0]
+    tiny_inputs[1] = tiny_inputs[1].only(slice(0))
 
     loss = candidate_loss(detector, tiny_inputs, "fp32", seed=0)
 

@@ -22,7 +22,7 @@ from bsgal_train.detector.centernet.losses import (
     positive_focal,
 )
 from bsgal_train.detector.centernet.targets import HeatmapShape, image_targets
-from bsgal_train.detector.row_losses import BACKGROUND, Rows, report
+from bsgal_train.detector.row_losses import BACKGROUND, Rows, object_source, report
 
 __all__ = ["CenterNetProposals", "ProposalLimits"]
 
@@ -141,7 +141,7 @@ class CenterNetProposals(nn.Module):
             targets = [
                 image_targets(locations, one.gt_boxes.tensor, self.shape) for one in gt_instances
             ]
-        sources = [_sources(one) for one in gt_instances]
+        sources = [object_source(one) for one in gt_instances]
         image, centre = _flat([one.centres for one in targets])
         positive = report(
             name="loss_centernet_pos",
@@ -179,14 +179,6 @@ class CenterNetProposals(nn.Module):
             "loss_centernet_neg": negative,
             "loss_centernet_box": box,
         }
-
-
-def _sources(targets: Instances) -> Tensor:
-    """Return `gt_source` of each object; inputs that do not tell hold real objects only."""
-    if targets.has("gt_source"):
-        source: Tensor = targets.gt_source
-        return source
-    return torch.full_like(targets.gt_classes, -1)
 
 
 def _flat(per_image: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

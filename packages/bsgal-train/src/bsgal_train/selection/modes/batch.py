@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
+from bsgal_train.data import ClassMatchedReference, TrainingSample
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import recorded
 from bsgal_train.processes import group as processes
@@ -28,9 +29,6 @@ from bsgal_train.selection.scoring.gradient_score import contribution
 from bsgal_train.selection.scoring.passes import gradients, pasted_loss
 from bsgal_train.selection.scoring.real_gradient import HeadCache
 from bsgal_train.selection.step import Selected
-
-if TYPE_CHECKING:
-    from bsgal_train.data import ClassMatchedReference, TrainingSample
 
 __all__ = ["BatchSelection"]
 

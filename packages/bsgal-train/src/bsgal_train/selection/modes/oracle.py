@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bsgal_score import loss_difference
+from bsgal_train.data import ClassMatchedReference, TrainingSample
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import RowLosses, recorded
 from bsgal_train.engine.update import OptimizerStep
@@ -25,9 +26,6 @@ from bsgal_train.selection.judge import Judge, Unit, decision_rows
 from bsgal_train.selection.reject import first_units, losses_without
 from bsgal_train.selection.scoring.passes import reference_loss
 from bsgal_train.selection.step import Selected
-
-if TYPE_CHECKING:
-    from bsgal_train.data import ClassMatchedReference, TrainingSample
 
 __all__ = ["OracleSelection"]
 

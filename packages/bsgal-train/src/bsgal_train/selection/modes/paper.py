@@ -46,12 +46,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
 from bsgal_score import GradientCache
+from bsgal_train.data import ClassMatchedReference, TrainingSample
 from bsgal_train.detector import training_losses
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
@@ -59,9 +60,6 @@ from bsgal_train.selection.judge import Judge, Unit, decision_rows
 from bsgal_train.selection.scoring.gradient_score import contribution
 from bsgal_train.selection.scoring.passes import candidate_loss, gradients, reference_loss
 from bsgal_train.selection.step import Selected
-
-if TYPE_CHECKING:
-    from bsgal_train.data import ClassMatchedReference, TrainingSample
 
 __all__ = ["PaperSelection"]
 

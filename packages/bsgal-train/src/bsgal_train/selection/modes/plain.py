@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import nn
 
+from bsgal_train.data import TrainingSample
 from bsgal_train.detector import training_losses
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Precision
 from bsgal_train.selection.step import Selected
-
-if TYPE_CHECKING:
-    from bsgal_train.data import TrainingSample
 
 __all__ = ["AlwaysPaste", "NeverPaste"]
 

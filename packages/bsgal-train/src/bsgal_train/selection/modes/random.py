@@ -7,11 +7,12 @@ granularity the two differ in the choice alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import nn
 
+from bsgal_train.data import TrainingSample
 from bsgal_train.detector import training_losses
 from bsgal_train.detector.row_losses import recorded
 from bsgal_train.processes import group as processes
@@ -19,9 +20,6 @@ from bsgal_train.recipe import Recipe
 from bsgal_train.selection.judge import Judge, decision_rows
 from bsgal_train.selection.reject import losses_without
 from bsgal_train.selection.step import Selected
-
-if TYPE_CHECKING:
-    from bsgal_train.data import TrainingSample
 
 __all__ = ["RandomSelection"]
 

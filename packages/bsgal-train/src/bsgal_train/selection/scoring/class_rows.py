@@ -13,12 +13,13 @@ import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from itertools import cycle, islice
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bsgal_score import ClassRowScorer
+from bsgal_train.data import ClassMatchedReference
 from bsgal_train.data.samples import REAL, TrainingSample
 from bsgal_train.detector.row_losses import RowLosses, recorded
 from bsgal_train.processes import group as processes
@@ -28,9 +29,6 @@ from bsgal_train.selection.reject import first_units
 from bsgal_train.selection.scoring.passes import reference_loss
 from bsgal_train.selection.scoring.protocol import Scores
 from bsgal_train.selection.scoring.real_gradient import classifiers
-
-if TYPE_CHECKING:
-    from bsgal_train.data import ClassMatchedReference
 
 __all__ = ["ClassRowScoring"]
 

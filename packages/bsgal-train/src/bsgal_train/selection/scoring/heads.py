@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from bsgal_score import GhostScorer
+from bsgal_train.data import ClassMatchedReference
 from bsgal_train.data.samples import TrainingSample
 from bsgal_train.detector.row_losses import RowLosses
 from bsgal_train.processes import group as processes
@@ -25,9 +26,6 @@ from bsgal_train.selection.reject import first_units, unit_index
 from bsgal_train.selection.scoring.gradient_score import step_model
 from bsgal_train.selection.scoring.protocol import Scores
 from bsgal_train.selection.scoring.real_gradient import HeadCache
-
-if TYPE_CHECKING:
-    from bsgal_train.data import ClassMatchedReference
 
 __all__ = ["HeadScoring"]
 
@@ -98,7 +96,7 @@ class HeadScoring:
             norms=form == "cosine",
             step=model,
             update_cache=in_batch,
-            rows=self._real.present([sample.pasted["instances"] for sample in samples]),
+            rows=self._real.present([sample.pasted for sample in samples]),
             group=processes.group(),
         )
         if form == "step" and model is None:

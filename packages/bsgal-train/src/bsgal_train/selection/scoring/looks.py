@@ -83,8 +83,8 @@ def looks_at(
     Raises:
         ValueError: `rows` or `features` are of another pass.
     """
-    inputs = [sample.pasted["instances"] for sample in samples]
-    firsts = [0, *accumulate(len(one) for one in inputs)]
+    images = [sample.pasted for sample in samples]
+    firsts = [0, *accumulate(len(one) for one in images)]
     of_kind = {kind: [one for one in rows if one.kind == kind] for kind in ("cls", "box", "mask")}
     if not of_kind["cls"] or len(of_kind["cls"][0].per_row) != len(features):
         raise ValueError(
@@ -103,18 +103,20 @@ def looks_at(
     width = features.shape[1]
     return Looks(
         ids=tuple(name for sample in samples for name in _names(sample)),
-        classes=torch.cat([one.gt_classes for one in inputs]).numpy(),
-        is_real=torch.cat([one.gt_source < 0 for one in inputs]).numpy(),
+        classes=torch.cat([one.class_indices for one in images]).numpy(),
+        is_real=torch.cat([one.source < 0 for one in images]).numpy(),
         features=values[:, :width],
         losses={name: values[:, width + k] for k, name in enumerate(LOSSES)},
     )
 
 
 def _names(sample: TrainingSample) -> list[str]:
-    image_id = sample.original["image_id"]
+    image = sample.pasted
     return [
-        f"{image_id}:{place}" if source < 0 else sample.pastes[source].instance_id
-        for place, source in enumerate(sample.pasted["instances"].gt_source.tolist())
+        f"{image.image_id}:{annotation_id}" if source < 0 else sample.pastes[source].instance_id
+        for annotation_id, source in zip(
+            image.annotation_ids.tolist(), image.source.tolist(), strict=True
+        )
     ]
 
 

@@ -10,7 +10,8 @@ import torch
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from bsgal_train.detector import autocast, sampling
+from bsgal_train.data import LabelledImage
+from bsgal_train.detector import autocast, detector_inputs, sampling
 from bsgal_train.detector.row_losses import BACKGROUND, RowLosses, recorded
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import LossKind, Precision
@@ -18,13 +19,12 @@ from bsgal_train.selection.steady import steady_backbone
 
 __all__ = ["candidate_loss", "gradients", "pasted_loss", "reference_loss"]
 
-Inputs = Sequence[Mapping[str, Any]]
 CLASSES: tuple[LossKind, ...] = ("cls",)
 
 
 def reference_loss(
     detector: Any,
-    inputs: Inputs,
+    labelled: Sequence[LabelledImage],
     precision: Precision,
     seed: int,
     image_keys: Sequence[int] | None = None,
@@ -37,7 +37,7 @@ def reference_loss(
 
     Args:
         detector: from `build_detector`, in training mode.
-        inputs: real images with "instances"; those without objects add nothing.
+        labelled: real images; those without objects add nothing.
         precision: of convolutions and linear layers.
         seed: of everything drawn.
         image_keys: of the sampling of ordinary proposals, whose foreground counts; None takes the
@@ -52,9 +52,10 @@ def reference_loss(
     """
     are_annotated = image_keys is None
     if are_annotated and processes.n_processes() == 1:
-        inputs = [one for one in inputs if len(one["instances"]) > 0]
-        if not inputs:
+        labelled = [one for one in labelled if len(one) > 0]
+        if not labelled:
             return None
+    inputs = detector_inputs(labelled)
     targets = [one["instances"].to(detector.device) for one in inputs]
     with sampling(seed, image_keys), autocast(precision), _scoring(detector, kinds):
         images = detector.preprocess_image(inputs)
@@ -74,7 +75,7 @@ def reference_loss(
 
 def candidate_loss(
     detector: Any,
-    inputs: Inputs,
+    labelled: Sequence[LabelledImage],
     precision: Precision,
     seed: int,
     image_keys: Sequence[int] | None = None,
@@ -85,7 +86,7 @@ def candidate_loss(
 
     Args:
         detector: from `build_detector`, in training mode.
-        inputs: pasted images; `gt_source` of their "instances" is >= 0 where pasted.
+        labelled: pasted images; their `source` is >= 0 where pasted.
         precision: of convolutions and linear layers.
         seed: of the sampling; with the training step's seed the same proposals are sampled.
         image_keys: of the sampling, likewise.
@@ -95,6 +96,7 @@ def candidate_loss(
         The sum over rows matched to a pasted object, divided as in training (class losses: by the
         number of all sampled proposals); None if no row is matched in any process.
     """
+    inputs = detector_inputs(labelled)
     targets = [one["instances"].to(detector.device) for one in inputs]
     with sampling(seed, image_keys), autocast(precision), _scoring(detector, kinds):
         images = detector.preprocess_image(inputs)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from bsgal_score import GradientCache
-from bsgal_train.data.samples import REAL, TrainingSample
+from bsgal_train.data import ClassMatchedReference
+from bsgal_train.data.samples import REAL, LabelledImage, TrainingSample
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import LossKind, Precision, SelectionConfig
 from bsgal_train.selection.scoring.passes import gradients, reference_loss
-
-if TYPE_CHECKING:
-    from bsgal_train.data import ClassMatchedReference
 
 __all__ = ["HeadCache", "classifiers", "head_modules"]
 
@@ -113,12 +111,12 @@ class HeadCache:
             through_trunk=False,
         )
         if loss is not None:
-            rows = self.present([one["instances"] for one in real])
+            rows = self.present(real)
             self.cache.update(gradients(loss, self.parameters), rows=rows)
 
-    def present(self, targets: Sequence[Any]) -> list[int] | None:
+    def present(self, images: Sequence[LabelledImage]) -> list[int] | None:
         """Return the class indices of real objects; None where the cache has no use for them."""
         if not self._rowwise:
             return None
-        own = {index for one in targets for index in one.gt_classes[one.gt_source == REAL].tolist()}
+        own = {index for one in images for index in one.class_indices[one.source == REAL].tolist()}
         return sorted({index for part in processes.gather(sorted(own)) for index in part})
