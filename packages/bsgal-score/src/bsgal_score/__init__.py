@@ -6,7 +6,10 @@ from . import errors, ops
 from ._cache import GradientCache
 from ._class_rows import ClassRowScorer
 from ._distributed import joint_contribution, joint_sketched_contribution
+from ._evidence_book import EvidenceBook
+from ._evidence_table import EvidenceTable
 from ._ghost import GhostScorer
+from ._looks import Source
 from ._loss_difference import loss_difference
 from ._policies import (
     FixedThreshold,
@@ -29,6 +32,8 @@ __all__ = [
     "ClassRowScorer",
     "CountSketch",
     "Decision",
+    "EvidenceBook",
+    "EvidenceTable",
     "FixedThreshold",
     "GhostScorer",
     "GradientCache",
@@ -39,6 +44,7 @@ __all__ = [
     "ReferenceQuantile",
     "SketchStore",
     "SmallLoss",
+    "Source",
     "StepModel",
     "UnitScores",
     "Verdict",

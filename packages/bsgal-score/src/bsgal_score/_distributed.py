@@ -94,6 +94,25 @@ def unite(rows: Tensor, n_rows: int, group: dist.ProcessGroup) -> Tensor:
     return present.nonzero().flatten().to(rows.device)
 
 
+def gathered(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return the rows of all processes of `group`, in the order of their ranks.
+
+    Args:
+        rows: (n_rows, width) on a CPU; `n_rows` may differ between processes.
+        group: The processes.
+    """
+    device, n_processes = _device(group), dist.get_world_size(group)
+    n_rows = torch.tensor([len(rows)], dtype=torch.int64, device=device)
+    counts = [torch.zeros_like(n_rows) for _ in range(n_processes)]
+    dist.all_gather(counts, n_rows, group=group)
+    padded = rows.new_zeros((max(map(int, counts)), rows.shape[1]), device=device)
+    padded[: len(rows)] = rows.to(device)
+    parts = [torch.zeros_like(padded) for _ in range(n_processes)]
+    dist.all_gather(parts, padded, group=group)
+    kept = [part[: int(count)] for part, count in zip(parts, counts, strict=True)]
+    return torch.cat(kept).to(rows.device)
+
+
 def joint_contribution(
     contribution: float | None, group: dist.ProcessGroup | None = None
 ) -> float | None:
