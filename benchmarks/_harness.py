@@ -142,10 +142,11 @@ def write_result(
     rows: Sequence[Mapping[str, Any]],
     headline: Mapping[str, float | int | str],
     libraries: Sequence[str] = ("torch", "numpy"),
+    path: Path | None = None,
 ) -> Path:
-    """Write `benchmarks/results/<name>.json` and return its path."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    """Write `benchmarks/results/<name>.json`, or another file, and return its path."""
+    path = path or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     result = {
         "name": name,
         "provenance": provenance(libraries),

@@ -1,18 +1,22 @@
-"""Compare the selection modes on long-tailed data with a pool that holds planted defects.
+"""Compare what selection is worth on long-tailed data, with pools that hold planted defects.
 
-Every arm trains the shipped detector on the built-in set, after its classifier has forgotten the
-rare categories: what it learns of them, it learns from one to three real images of each and from
-the pool, here of the built-in drawings. Steps, batches and pasted instances are the same per seed;
-only what is trained on of them differs. Of the pool a known part is spoilt: of another category,
-with a broken mask, or noise instead of the object. So beside mask AP there is how well an arm finds
-the defects.
+Every arm trains on the built-in set from a detector that knows nothing of the rare categories: what
+it learns of them, it learns from one to three real images of each and from the pool. Steps, batches
+and pasted instances are the same per seed; only what is trained on of them differs. Of a pool a
+known part is spoilt, so beside mask AP there is how well an arm finds it. The usual pools are of
+drawings: one with the kinds of defect that verdicts are developed with, one with kinds that they
+are not (`train_study/kinds.py`). Any pool of built-in categories, all or some, can take their
+place, if its `planted.json` maps the id of every spoilt instance to a name of its kind.
 
-The arm `paste_clean` pastes the pool without its spoilt instances: what perfect judgement of the
-defects would be worth. The arm `paste_random` accepts the share that `instance` accepted with the
-same seed. The arm `paste_filtered` pastes everything of a pool from which in every category the
-instances were dropped that a salient-object model agrees with least, as many as are spoilt. Where a
-mode costs another time than `paste_all`, measured in turn, `<arm>@wall` repeats it with as many
-steps as fit the time of `paste_all`, what is done once before the first step included.
+Ceilings: `paste_clean` (`exact_replace`) pastes the pool without its spoilt instances, others in
+their place. `paste_random` accepts the share that `class_row` accepted with the same seed.
+`paste_filtered` and `clip_filtered` paste a pool without what a salient-object model or CLIP doubts
+most in each category, as much as is spoilt. `class_row` is the class-mean filter on the
+classifier's own row. Where a mode costs another time than `paste_all`, measured in turn,
+`<arm>@wall` repeats it with as many steps as fit the time of `paste_all`.
+
+`<name>_p_<arm>` are corrected for the number of arms. `defect_recall`, `recall_<kind>` and
+`good_lost_<group>` count draws, `instance_...` count instances of the pool by their last verdict.
 
 Each (arm, seed) is a folder in `--state`; a finished one is not run again, and a killed one goes on
 from its checkpoint. So several processes may share the work, each with seeds of its own and
@@ -21,11 +25,21 @@ from its checkpoint. So several processes may share the work, each with seeds of
 
 from __future__ import annotations
 
-from train_study.arms import ARMS
 from train_study.command import main
 from train_study.tables import tables
 
 __all__ = ["tables"]
 
+ARMS = (
+    "none", "paste_all", "paste_clean", "paste_filtered", "paper", "batch", "class_row",
+    "in_batch_step", "paste_random",
+)  # fmt: skip
+
 if __name__ == "__main__":
-    main("train_study", "drawn", __doc__, arms=ARMS, at_equal_time=True)
+    main(
+        "train_study",
+        ("drawn-development", "drawn-held_back"),
+        __doc__,
+        arms=ARMS,
+        at_equal_time=True,
+    )

@@ -1,9 +1,10 @@
 """The study of `bench_train_study.py` with generated instances, defects of their own included.
 
-The pool is made as a newcomer's: images from the built-in pipeline, objects cut out where they
+The pools are made as a newcomer's: images from the built-in pipeline, objects cut out where they
 differ from the border. What that spoils by itself nobody counted, and it passes as good; then as
-much is spoilt on purpose as there. An arm costs what it costs there, so none is repeated at equal
-time; and arms that lose there against pasting everything are left out.
+much is spoilt on purpose as there, or, in the third pool, nothing. An arm costs what it costs
+there, so none is repeated at equal time; and arms that lose there against pasting everything are
+left out.
 """
 
 from __future__ import annotations
@@ -14,9 +15,15 @@ from train_study.tables import tables
 __all__ = ["tables"]
 
 ARMS = (
-    "none", "paste_all", "paste_clean", "paste_filtered", "paper", "batch", "instance",
+    "none", "paste_all", "paste_clean", "paste_filtered", "paper", "batch", "class_row",
     "paste_random",
 )  # fmt: skip
 
 if __name__ == "__main__":
-    main("train_study_generated", "generated", __doc__, arms=ARMS, at_equal_time=False)
+    main(
+        "train_study_generated",
+        ("generated-development", "generated-held_back", "generated"),
+        __doc__,
+        arms=ARMS,
+        at_equal_time=False,
+    )

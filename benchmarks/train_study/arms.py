@@ -1,41 +1,95 @@
-"""Arms of the study, as overrides of the recipe `builtin_continue`."""
+"""Arms of the study: each is a row, overrides of the recipe `builtin_continue` and a pool."""
 
 from __future__ import annotations
 
-_INSTANCE = ["selection.mode=instance"]
-_OWN_CLASS = [*_INSTANCE, "selection.reference=own_class", "selection.policy=like_real"]
-_FIXED = ["selection.policy=fixed", "selection.threshold=0"]
-_IN_BATCH = [*_INSTANCE, "selection.reference=in_batch", *_FIXED]
-_HYBRID = [*_INSTANCE, "selection.reference=hybrid", *_FIXED]
-_STEP = ["selection.form=step"]
-_ROWWISE = ["selection.rowwise=true"]
+from dataclasses import dataclass
+from typing import Literal
 
-ARMS: dict[str, list[str]] = {
-    "none": ["selection.mode=none"],
-    "paste_all": ["selection.mode=paste_all"],
-    "paste_clean": ["selection.mode=paste_all"],
-    "paste_filtered": ["selection.mode=paste_all"],
-    "paper": ["selection.mode=paper"],
-    "batch": ["selection.mode=batch"],
-    "instance": _OWN_CLASS,
-    "instance_strict": [*_OWN_CLASS, "selection.real_kept_share=0.95"],
-    "in_batch": _IN_BATCH,
-    "in_batch_rowwise": [*_IN_BATCH, *_ROWWISE],
-    "in_batch_step": [*_IN_BATCH, *_STEP],
-    "in_batch_step_rowwise": [*_IN_BATCH, *_STEP, *_ROWWISE],
-    "hybrid": _HYBRID,
-    "hybrid_rowwise": [*_HYBRID, *_ROWWISE],
-    "hybrid_step": [*_HYBRID, *_STEP],
-    "hybrid_step_rowwise": [*_HYBRID, *_STEP, *_ROWWISE],
-    "paste_random": ["selection.mode=paste_random"],
+Variant = Literal["planted", "clean", "u2netp", "clip"]
+"""The spoilt pool; without what is planted; without what a salient-object model or CLIP doubts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """One arm; those that are equal share their runs.
+
+    Attributes:
+        settings: overrides; `{planted}` stands for the pool's `planted.json`.
+        pool: what it pastes of.
+        share_of: arm whose accepted share it keeps, with the same seed.
+        steers: whether what it judges bad is drawn no more, so that its verdicts are counted by
+            instance of the pool and not by draw.
+    """
+
+    settings: tuple[str, ...]
+    pool: Variant = "planted"
+    share_of: str = ""
+    steers: bool = False
+
+
+def _all_of(pool: Variant) -> Arm:
+    return Arm(settings=("selection.mode=paste_all",), pool=pool)
+
+
+def _instance(*settings: str) -> Arm:
+    return Arm(settings=("selection.mode=instance", *settings))
+
+
+_CLASS_ROW = ("selection.reference=own_class", "selection.policy=like_real")
+_FIXED = ("selection.policy=fixed", "selection.threshold=0")
+_IN_BATCH = ("selection.reference=in_batch", *_FIXED)
+_HYBRID = ("selection.reference=hybrid", *_FIXED)
+_STEP = "selection.form=step"
+_ROWWISE = "selection.rowwise=true"
+
+ARMS: dict[str, Arm] = {
+    "none": Arm(settings=("selection.mode=none",)),
+    "paste_all": _all_of("planted"),
+    "paste_clean": _all_of("clean"),
+    "exact_replace": _all_of("clean"),
+    "paste_filtered": _all_of("u2netp"),
+    "clip_filtered": _all_of("clip"),
+    "paper": Arm(settings=("selection.mode=paper",)),
+    "batch": Arm(settings=("selection.mode=batch",)),
+    "class_row": _instance(*_CLASS_ROW),
+    "class_row_strict": _instance(*_CLASS_ROW, "selection.real_kept_share=0.95"),
+    "in_batch": _instance(*_IN_BATCH),
+    "in_batch_rowwise": _instance(*_IN_BATCH, _ROWWISE),
+    "in_batch_step": _instance(*_IN_BATCH, _STEP),
+    "in_batch_step_rowwise": _instance(*_IN_BATCH, _STEP, _ROWWISE),
+    "hybrid": _instance(*_HYBRID),
+    "hybrid_rowwise": _instance(*_HYBRID, _ROWWISE),
+    "hybrid_step": _instance(*_HYBRID, _STEP),
+    "hybrid_step_rowwise": _instance(*_HYBRID, _STEP, _ROWWISE),
+    "paste_random": Arm(settings=("selection.mode=paste_random",), share_of="class_row"),
 }
-"""Overrides by arm, apart from pool and seed."""
 
 BASE = "paste_all"
 """What an arm's cost and gain are measured against."""
 
+CEILING = "paste_clean"
+"""What perfect judgement of the planted defects would be worth."""
+
+SINGLE_SOURCES = ("class_row",)
+"""Arms that judge by one source of evidence: what combined evidence has to be better than."""
+
+AGAINST = ("none", BASE, "paste_random", *SINGLE_SOURCES)
+"""What every arm is compared with, seed by seed."""
+
 WALL = "@wall"
 """Ends the name of an arm that has the time of `paste_all`, not its steps."""
 
-WALL_ARMS = ("paper", "batch", "instance")
+WALL_ARMS = ("paper", "batch", "class_row")
 """Arms that have such a repetition: those that do not already lose with as many steps."""
+
+
+def in_order(arms: list[str]) -> list[str]:
+    """Return arms such that one whose share another keeps comes before that.
+
+    Raises:
+        SystemExit: if it is missing.
+    """
+    for arm in arms:
+        if (needed := ARMS[arm].share_of) and needed not in arms:
+            raise SystemExit(f"{arm} keeps the share that {needed} keeps: name both in --arms")
+    return sorted(arms, key=lambda arm: bool(ARMS[arm].share_of))

@@ -1,33 +1,158 @@
-"""Pools of the study: made, spoilt on purpose, filtered or freed of what is spoilt."""
+"""Pools of the study: its own, made once, and any other that says what is spoilt of it."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from train_study.kinds import SEEDS, Role
 from train_study.plant import plant_defects
 
-PoolKind = Literal["drawn", "generated"]
-"""The built-in drawings in random appearances, or instances of the built-in pipeline."""
+__all__ = ["OWN_POOLS", "StudyPool", "open_pool"]
+
+Source = Literal["drawn", "generated"]
+
+OWN_POOLS: dict[str, tuple[Source, Role | None]] = {
+    "drawn-development": ("drawn", "development"),
+    "drawn-held_back": ("drawn", "held_back"),
+    "generated": ("generated", None),
+    "generated-development": ("generated", "development"),
+    "generated-held_back": ("generated", "held_back"),
+}
+"""Built-in drawings in random appearances, or instances of the built-in pipeline; and whose kinds
+of defect are planted among them, if any."""
 
 
-def make_pool(folder: Path, kind: PoolKind, per_category: int, role: Role = "development") -> Path:
-    """Make the spoilt pool, or find it."""
+@dataclass(frozen=True, slots=True)
+class StudyPool:
+    """A pool of which it is known what is spoilt.
+
+    Attributes:
+        name: tells it from other pools, of the same folder name too.
+        folder: of the pool; nothing is written there.
+        planted: kind of defect by id of the instance.
+        groups: frequency group (`r`, `c`, `f`) of the data's category, by id of the instance; only
+            of those whose category the data has.
+    """
+
+    name: str
+    folder: Path
+    planted: Mapping[str, str]
+    groups: Mapping[str, str]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of defect that occur, in order of their names."""
+        return tuple(sorted(set(self.planted.values())))
+
+
+def open_pool(named: str, state: Path, per_category: int) -> StudyPool:
+    """Return a pool of the study's own by name, made if it is missing, or that of a folder.
+
+    Args:
+        named: of `OWN_POOLS`, or a folder with a pool and its `planted.json`.
+        state: folder of the study, with its data set.
+        per_category: instances of every category, in the study's own pools.
+
+    Raises:
+        SystemExit: if there is no such pool, or it does not say what is spoilt.
+    """
+    if named in OWN_POOLS:
+        own = make_pool(named, state, per_category)
+        return read_pool(own, f"{named}-{per_category}", state / "dataset")
+    folder = Path(named)
+    if not folder.is_dir():
+        raise SystemExit(
+            f"--pool {named}: there is no such folder, and the study's own pools are "
+            f"{', '.join(OWN_POOLS)}"
+        )
+    digest = hashlib.sha256()
+    for file in ("manifest.jsonl", "planted.json"):
+        if (folder / file).is_file():
+            digest.update((folder / file).read_bytes())
+    return read_pool(folder, f"{folder.resolve().name}-{digest.hexdigest()[:8]}", state / "dataset")
+
+
+def read_pool(folder: Path, name: str, dataset: Path) -> StudyPool:
+    """Open a pool and check what it says is spoilt of it.
+
+    Raises:
+        SystemExit: what is missing or wrong, and where.
+    """
+    from bsgal_paste import EmptyPoolError, InstancePool, NoCommonCategoryError, PoolFormatError
+    from bsgal_train.annotations import LvisAnnotations
+
+    annotations = LvisAnnotations.load(dataset / "annotations/lvis_train.json", dataset / "images")
+    try:
+        pool = InstancePool.open(folder).match(annotations.categories)
+    except (PoolFormatError, EmptyPoolError, NoCommonCategoryError) as error:
+        raise SystemExit(f"--pool {folder}: {error}") from None
+    frequencies = {one.category_id: one.frequency for one in annotations.categories}
+    categories = pool.category_ids_of(range(len(pool))).tolist()
+    groups = {pool.instance_id(i): str(frequencies[one]) for i, one in enumerate(categories)}
+    lines = (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = {row["instance_id"]: row for row in map(json.loads, lines)}
+    missing = [one for one in groups if not (folder / rows[one]["file"]).is_file()]
+    if missing:
+        raise SystemExit(
+            f"--pool {folder}: {len(missing)} of {len(groups)} instances have no picture, the "
+            f"first is {missing[0]!r} ({rows[missing[0]]['file']}): copy the pool's whole folder"
+        )
+    planted = read_planted(folder / "planted.json")
+    if unknown := sorted(planted.keys() - rows.keys()):
+        raise SystemExit(
+            f"{folder / 'planted.json'} names {len(unknown)} instances that manifest.jsonl does "
+            f"not have, such as {unknown[0]!r}: its keys are the manifest's `instance_id`"
+        )
+    drawable = {one: kind for one, kind in planted.items() if one in groups}
+    if len(drawable) == len(groups):
+        raise SystemExit(f"{folder / 'planted.json'}: every instance is spoilt, none is good")
+    return StudyPool(name, folder, drawable, groups)
+
+
+def read_planted(path: Path) -> dict[str, str]:
+    """Return the kind of every spoilt instance, by its id.
+
+    Raises:
+        SystemExit: if the file is missing or holds something else.
+    """
+    form = 'it is an object such as {"127-0004": "noise"}, instance id to kind of defect'
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SystemExit(f"{path} is missing, so what is spoilt is unknown: {form}") from None
+    except ValueError as error:
+        raise SystemExit(f"{path} is not JSON ({error}): {form}") from None
+    if not isinstance(found, dict):
+        raise SystemExit(f"{path} holds a {type(found).__name__}: {form}")
+    for one, kind in found.items():
+        if not isinstance(kind, str) or not kind:
+            raise SystemExit(f"{path}: the kind of {one!r} is {kind!r}, not a text: {form}")
+    return found
+
+
+def make_pool(named: str, state: Path, per_category: int) -> Path:
+    """Return the folder of one of the study's own pools, made if it is missing."""
     from sprite_pool import write_sprite_pool
 
-    seed = SEEDS[role]
-    if kind == "drawn":
-        clean = write_sprite_pool(folder / f"drawn-{seed}", per_category, seed)
+    source, role = OWN_POOLS[named]
+    seed = SEEDS[role or "development"]
+    plain = state / "pools" / f"{source}-{per_category}-seed{seed}"
+    if source == "drawn":
+        write_sprite_pool(plain, per_category, seed)
     else:
-        clean = generate_pool(folder, per_category, seed)
-    return plant_defects(clean, folder / f"{kind}-{role}", role)
+        generate_pool(plain, state / "dataset", per_category, seed)
+    if role is not None:
+        return plant_defects(plain, state / "pools" / f"{named}-{per_category}", role)
+    (plain / "planted.json").write_text("{}", encoding="utf-8")
+    return plain
 
 
-def generate_pool(folder: Path, per_category: int, seed: int) -> Path:
+def generate_pool(folder: Path, dataset: Path, per_category: int, seed: int) -> None:
     """Generate and cut out instances with what ships with the packages."""
     from bsgal_generate import (
         TEMPLATES,
@@ -39,74 +164,15 @@ def generate_pool(folder: Path, per_category: int, seed: int) -> Path:
     )
     from bsgal_mask import BorderSegmenter, build_pool
 
-    pool = folder / f"generated-{seed}"
-    if not (pool / "meta.json").is_file():
-        plan = GenerationPlan(
-            categories=tuple(load_categories(folder / "dataset/annotations/lvis_train.json")),
-            images_per_category=per_category,
-            templates=(TEMPLATES["single_noun"],),
-            seed=seed,
-        )
-        images = folder / f"images-{seed}"
-        config = SamplingConfig(num_inference_steps=15)
-        generate(plan, load_pipeline("tiny"), images, config=config)
-        build_pool(images, pool, methods=(BorderSegmenter(),))
-    return pool
-
-
-def filter_pool(pool: Path, folder: Path) -> Path:
-    """Copy a pool without the instances whose mask a salient-object model agrees with least.
-
-    Each instance is shown to the model on white; what counts is the overlap of its mask with the
-    pool's. Every category loses the share that is spoilt of the pool: thin objects agree less than
-    round ones, so one threshold for all would empty their categories.
-    """
-    import cv2
-    import numpy as np
-
-    from bsgal_mask import U2NetSegmenter
-
     if (folder / "meta.json").is_file():
-        return folder
-    text = (pool / "manifest.jsonl").read_text(encoding="utf-8")
-    entries = [json.loads(line) for line in text.splitlines()]
-    segmenter = U2NetSegmenter()
-    overlaps = []
-    for entry in entries:
-        rgba = cv2.cvtColor(
-            cv2.imread(str(pool / entry["file"]), cv2.IMREAD_UNCHANGED), cv2.COLOR_BGRA2RGBA
-        )
-        margin = max(rgba.shape[:2]) // 4
-        rgba = np.pad(rgba, ((margin, margin), (margin, margin), (0, 0)))
-        alpha = rgba[..., 3:].astype(np.float32) / 255
-        image = np.rint(rgba[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
-        (soft,) = segmenter.segment([image], [entry["category_name"]])
-        found, own = np.asarray(soft) >= 0.5, alpha[..., 0] >= 0.5
-        overlaps.append((found & own).sum() / max((found | own).sum(), 1))
-    planted = json.loads((pool / "planted.json").read_text(encoding="utf-8"))
-    of_category: dict[int, list[int]] = {}
-    for k in np.argsort(overlaps).tolist():
-        of_category.setdefault(entries[k]["category_id"], []).append(k)
-    share = len(planted) / len(entries)
-    unlike = {
-        entries[k]["instance_id"]
-        for members in of_category.values()
-        for k in members[: round(share * len(members))]
-    }
-    return copy_pool(pool, folder, lambda entry: entry["instance_id"] not in unlike)
-
-
-def copy_pool(pool: Path, folder: Path, keep: Callable[[dict[str, Any]], bool]) -> Path:
-    """Copy the instances of a pool that `keep` is true of; or find the copy there."""
-    if (folder / "meta.json").is_file():
-        return folder
-    kept = []
-    for line in (pool / "manifest.jsonl").read_text(encoding="utf-8").splitlines():
-        entry = json.loads(line)
-        if keep(entry):
-            kept.append(line + "\n")
-            (folder / entry["file"]).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(pool / entry["file"], folder / entry["file"])
-    (folder / "manifest.jsonl").write_text("".join(kept), encoding="utf-8")
-    shutil.copyfile(pool / "meta.json", folder / "meta.json")
-    return folder
+        return
+    plan = GenerationPlan(
+        categories=tuple(load_categories(dataset / "annotations/lvis_train.json")),
+        images_per_category=per_category,
+        templates=(TEMPLATES["single_noun"],),
+        seed=seed,
+    )
+    images = folder.with_name(f"{folder.name}-images")
+    config = SamplingConfig(num_inference_steps=15)
+    generate(plan, load_pipeline("tiny"), images, config=config)
+    build_pool(images, folder, methods=(BorderSegmenter(),))

@@ -4,44 +4,45 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from train_study.arms import ARMS, BASE, WALL, WALL_ARMS
+from train_study.arms import ARMS, BASE, WALL, WALL_ARMS, Variant
 from train_study.costs import measure_costs, steps_in_time
-from train_study.pools import PoolKind, copy_pool, filter_pool, make_pool
-from train_study.start import forget_rare
-from train_study.summary import METRICS, ranked_below, share
+from train_study.filters import clip_scores, copy_pool, read_rows, u2netp_scores, without_worst
+from train_study.pools import StudyPool
+from train_study.summary import METRICS
+from train_study.verdicts import finally_bad, of_draws, of_instances
 
 if TYPE_CHECKING:
     from bsgal_train.recipe import Recipe
 
+__all__ = ["Study"]
+
 
 class Study:
-    """The runs of all arms and seeds in one folder.
+    """The runs of all arms and seeds on one pool.
 
     Args:
-        folder: of data, pools and runs; what is there is not made again.
-        pool: what the instances are before a part of them is spoilt.
-        per_category: instances.
+        state: folder of all that is made; what is there is not made again.
+        pool: what is pasted.
+        start: folder of the detector that every arm starts from; its name is part of the runs'.
         n_steps: of a run.
         batch_size: images per step.
+        clip: CLIP's weights for the arm that needs them.
     """
 
     def __init__(
-        self, folder: Path, pool: PoolKind, per_category: int, n_steps: int, batch_size: int
+        self, state: Path, pool: StudyPool, start: Path, *, n_steps: int, batch_size: int, clip: str
     ) -> None:
-        from bsgal_train.builtin_dataset.dataset import ensure_builtin_dataset
-
-        check_settings(folder, {"pool": pool, "per_category": per_category})
-        self._folder = folder
+        self.pool = pool
+        self._state = state
+        self._folder = state / "runs" / f"{pool.name}-{start.name}"
+        self._start = start
         self._n_steps = n_steps
         self._batch_size = batch_size
-        ensure_builtin_dataset(folder / "dataset")
-        self._start = forget_rare(folder)
-        self._pool = make_pool(folder, pool, per_category)
-        self._planted = json.loads((self._pool / "planted.json").read_text(encoding="utf-8"))
+        self._clip = clip
 
     def steps_at_equal_time(self) -> dict[str, int]:
         """Return the steps of each arm that costs another time than `paste_all` for its steps."""
@@ -52,6 +53,7 @@ class Study:
     def costs(self) -> dict[str, dict[str, float]]:
         """Return what the arms cost that are repeated in the time of `paste_all`."""
         recipes = {arm: self._recipe(arm, 0, self._n_steps) for arm in (BASE, *WALL_ARMS)}
+        self._folder.mkdir(parents=True, exist_ok=True)
         return measure_costs(recipes, self._folder / "costs.json")
 
     def run(self, arm: str, seed: int) -> None:
@@ -63,103 +65,92 @@ class Study:
             return
         mode = arm.removesuffix(WALL)
         steps = self._n_steps if arm == mode else self.steps_at_equal_time()[mode]
+        begun = time.monotonic()
         result = train(self._recipe(mode, seed, steps), self._path(arm, seed))
         assert result.evaluation is not None, "the built-in set has validation images"
         metrics = result.evaluation.metrics["segm"]
         found = {
-            "arm": arm,
-            "seed": seed,
             "steps": steps,
+            "batch_size": self._batch_size,
+            "seconds": round(time.monotonic() - begun, 1),
             **{name: none_to_nan(getattr(metrics, name)) for name in METRICS},
         }
         temporary = outcome.with_suffix(".tmp")
         temporary.write_text(json.dumps(found), encoding="utf-8")
         temporary.replace(outcome)
-        print({k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}, flush=True)
+        shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()}
+        print({"pool": self.pool.name, "arm": arm, "seed": seed, **shown}, flush=True)
 
     def found(self, arm: str, seed: int) -> dict[str, Any]:
-        """Return what came of a finished run: AP, and what its verdicts found of the defects."""
-        text = (self._path(arm, seed) / "outcome.json").read_text(encoding="utf-8")
-        outcome = {name: json.loads(text)[name] for name in ("arm", "seed", "steps", *METRICS)}
-        return outcome | self._verdicts(arm, seed)
+        """Return what came of a finished run: AP, and what its verdicts found of the defects.
+
+        Raises:
+            SystemExit: if it was run with another number of steps or images.
+        """
+        path = self._path(arm, seed) / "outcome.json"
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+        asked = {"batch_size": self._batch_size}
+        if not arm.endswith(WALL):
+            asked["steps"] = self._n_steps
+        if any(outcome[name] != value for name, value in asked.items()):
+            raise SystemExit(
+                f"{path} is of {outcome['steps']} steps of {outcome['batch_size']} images, not of "
+                f"{self._n_steps} of {self._batch_size}: take another --state"
+            )
+        row = {name: outcome[name] for name in ("steps", "seconds", *METRICS)}
+        return {"pool": self.pool.name, "arm": arm, "seed": seed, **row, **self.verdicts(arm, seed)}
+
+    def verdicts(self, arm: str, seed: int) -> dict[str, float]:
+        """Return the accepted share, and how well rejection finds the defects; or nothing."""
+        from bsgal_train.run_folder.decision_log import read_decisions
+
+        variant = ARMS[arm.removesuffix(WALL)].pool
+        if variant != "planted":
+            left = {row["instance_id"] for row in read_rows(self._pool_of(variant))}
+            return of_instances(self.pool.groups.keys() - left, self.pool)
+        log = read_decisions(self._path(arm, seed) / "decisions").to_pylist()
+        by_draw = of_draws(log, self.pool)
+        return by_draw | of_instances(finally_bad(log), self.pool) if by_draw else {}
 
     def _recipe(self, mode: str, seed: int, n_steps: int) -> Recipe:
         from bsgal_train.recipe.library import load_recipe
 
+        arm = ARMS[mode]
+        planted = self.pool.folder / "planted.json"
         changes = [
-            f"data.builtin_root={self._folder / 'dataset'}",
+            f"data.builtin_root={self._state / 'dataset'}",
             f"detector.init={self._start}",
             # The rate of the detector's own training: there is much to learn again.
             "optimizer.lr=1e-3",
-            f"paste.pool={self._pool_of(mode)}",
+            f"paste.pool={self._pool_of(arm.pool)}",
             f"schedule.n_steps={n_steps}",
             f"schedule.batch_size={self._batch_size}",
             f"schedule.seed={seed}",
             "schedule.log_every=1",
-            *ARMS[mode],
+            *(change.format(planted=planted) for change in arm.settings),
         ]
-        if mode == "paste_random":
-            changes.append(f"selection.kept_share={self._verdicts('instance', seed)['accepted']}")
+        if arm.share_of:
+            kept = self.verdicts(arm.share_of, seed)["accepted"]
+            changes.append(f"selection.kept_share={kept}")
         return load_recipe("builtin_continue").override(*changes)
 
-    def _pool_of(self, mode: str) -> Path:
-        if mode == "paste_filtered":
-            return filter_pool(self._pool, self._folder / f"{self._pool.name}-filtered")
-        if mode == "paste_clean":
-            clean = self._folder / f"{self._pool.name}-clean"
+    def _pool_of(self, variant: Variant) -> Path:
+        pool = self.pool
+        if variant == "planted":
+            return pool.folder
+        folder = self._state / "pools" / f"{pool.name}-{variant}"
+        if variant == "clean":
             return copy_pool(
-                self._pool, clean, lambda entry: entry["instance_id"] not in self._planted
+                pool.folder, folder, lambda row: row["instance_id"] not in pool.planted
             )
-        return self._pool
-
-    def _verdicts(self, arm: str, seed: int) -> dict[str, float]:
-        """Return the accepted share of instances, and how well rejection finds the defects."""
-        from bsgal_train.run_folder.decision_log import read_decisions
-
-        log = [
-            {**row, "defect": self._planted.get(row["instance_id"])}
-            for row in read_decisions(self._path(arm, seed) / "decisions").to_pylist()
-            if row["verdict"] in ("accept", "reject", "nonfinite")
-        ]
-        if not log:
-            return {}
-        judged = [(row["verdict"] != "accept", row["defect"]) for row in log]
-        rejected = [defect for is_rejected, defect in judged if is_rejected]
-        spoilt = [is_rejected for is_rejected, defect in judged if defect is not None]
-        found = {
-            "accepted": 1 - len(rejected) / len(judged),
-            "defect_precision": share(defect is not None for defect in rejected),
-            "defect_recall": share(spoilt),
-            "rejected_of_good": share(is_rejected for is_rejected, d in judged if d is None),
-            "defect_auc": ranked_below(log),
-        }
-        for kind in sorted(set(self._planted.values())):
-            found[f"recall_{kind}"] = share(is_rejected for is_rejected, d in judged if d == kind)
-        for group in ("r", "c", "f"):
-            own = (row for row in log if row["frequency"] == group and row["defect"] is None)
-            found[f"accepted_good_{group}"] = share(row["verdict"] == "accept" for row in own)
-        return found
+        scores = u2netp_scores if variant == "u2netp" else clip_scores(self._clip)
+        return without_worst(pool.folder, folder, scores, len(pool.planted) / len(pool.groups))
 
     def _path(self, arm: str, seed: int) -> Path:
-        return self._folder / f"{arm}-{seed}"
-
-
-def check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Stop if the folder holds runs with other instances; note what its instances are.
-
-    Settings of training are checked by each run itself.
-    """
-    path = folder / "settings.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.is_file():
-        path.write_text(json.dumps(settings), encoding="utf-8")
-    elif (found := json.loads(path.read_text(encoding="utf-8"))) != settings:
-        raise SystemExit(f"{folder} holds runs with {found}, not {settings}: take an empty folder")
-
-
-def arms_in_order(arms: Sequence[str]) -> list[str]:
-    """Return arms such that `instance` comes before `paste_random`, which keeps its share."""
-    return sorted(arms, key=lambda arm: arm == "paste_random")
+        mode = arm.removesuffix(WALL)
+        # Equal arms under several names are run once.
+        first = next(name for name, one in ARMS.items() if one == ARMS[mode])
+        return self._folder / f"{first}{arm.removeprefix(mode)}-{seed}"
 
 
 def none_to_nan(value: float | None) -> float:

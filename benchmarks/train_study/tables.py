@@ -8,46 +8,69 @@ from typing import Any
 Row = Mapping[str, Any]
 
 AP = {"ap": "AP", "apr": "APr", "apc": "APc", "apf": "APf"}
-FOUND = {
-    "defect_auc": "defect scores below good",
-    "defect_recall": "defects rejected",
-    "rejected_of_good": "good rejected",
-}
-VERDICTS = {
-    "accepted": "accepted",
-    "defect_precision": "defects among rejected",
-    "recall_wrong_category": "wrong category rejected",
-    "recall_broken_mask": "broken mask rejected",
-    "recall_noise": "noise rejected",
-    "accepted_good_r": "good rare accepted",
-    "accepted_good_c": "good common accepted",
-    "accepted_good_f": "good frequent accepted",
-}
+FOUND = {"defect_auc": "defect scores below good", "defect_recall": "defects rejected"}
 
 
 def tables(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return `arms`, what came of each arm, and `verdicts`, more about what it judged."""
-    arms = [row for row in result["rows"] if row["seed"] == "all"]
-    judged = [row for row in arms if "accepted" in row]
-    return {
-        "arms": _table(
-            ["arm", "steps", *AP.values(), "APr against `paste_all` (p)", *FOUND.values()],
+    """Return `arms`, what came of each arm, and `verdicts`, more about what it judged.
+
+    They are of the first pool; `arms-<pool>` and `verdicts-<pool>` are of the others.
+    """
+    means = [row for row in result["rows"] if row["seed"] == "all"]
+    found = {}
+    for pool in dict.fromkeys(row.get("pool") for row in means):
+        rows = [row for row in means if row.get("pool") == pool]
+        suffix = f"-{pool}" if found else ""
+        found[f"arms{suffix}"] = _arms(rows)
+        found[f"verdicts{suffix}"] = _verdicts([row for row in rows if "accepted" in row])
+    return found
+
+
+def _arms(rows: Sequence[Row]) -> str:
+    against = "APr against `paste_all` (p)"
+    return _table(
+        ["arm", "steps", *AP.values(), against, *FOUND.values(), "good rejected"],
+        [
             [
-                [
-                    row["arm"],
-                    f"{row['steps']:.0f}",
-                    *(_ap(row, name) for name in AP),
-                    _against_paste_all(row),
-                    *(_per_cent(row, name) for name in FOUND),
-                ]
-                for row in arms
-            ],
-        ),
-        "verdicts": _table(
-            ["arm", *VERDICTS.values()],
-            [[row["arm"], *(_per_cent(row, name) for name in VERDICTS)] for row in judged],
-        ),
-    }
+                row["arm"],
+                f"{row['steps']:.0f}",
+                *(_ap(row, name) for name in AP),
+                _against_paste_all(row),
+                *(_per_cent(row, name) for name in FOUND),
+                _lost(row, ""),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _verdicts(rows: Sequence[Row]) -> str:
+    kinds = dict.fromkeys(
+        name
+        for row in rows
+        for name in row
+        if name.startswith("recall_") and not name.endswith("_std")
+    )
+    groups = {"_r": "rare", "_c": "common", "_f": "frequent"}
+    return _table(
+        [
+            "arm",
+            "accepted",
+            "defects among rejected",
+            *(f"{name.removeprefix('recall_').replace('_', ' ')} rejected" for name in kinds),
+            *(f"good {name} rejected" for name in groups.values()),
+        ],
+        [
+            [
+                row["arm"],
+                _per_cent(row, "accepted"),
+                _per_cent(row, "defect_precision"),
+                *(_per_cent(row, name) for name in kinds),
+                *(_lost(row, group) for group in groups),
+            ]
+            for row in rows
+        ],
+    )
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -61,6 +84,15 @@ def _ap(row: Row, name: str) -> str:
 
 def _per_cent(row: Row, name: str) -> str:
     return f"{100 * row[name]:.0f} %" if name in row else "-"
+
+
+def _lost(row: Row, group: str) -> str:
+    # Results of 0.1 tell the accepted share of a group instead.
+    older = {"": row.get("rejected_of_good")} | {
+        f"_{one}": 1 - row[f"accepted_good_{one}"] for one in "rcf" if f"accepted_good_{one}" in row
+    }
+    share = row.get(f"good_lost{group}", older.get(group))
+    return "-" if share is None else f"{100 * share:.0f} %"
 
 
 def _against_paste_all(row: Row) -> str:
