@@ -223,15 +223,15 @@ def main() -> None:
 
     from bsgal_train.builtin_dataset.dataset import ensure_builtin_dataset
     from bsgal_train.recipe.library import load_recipe
-    from train_study.pools import make_pool
-    from train_study.start import forget_rare
+    from train_study.pools import open_pool
+    from train_study.start import start_detector
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--state", type=Path, required=True, help="folder of data, start and pool")
     parser.add_argument("--out", type=Path, required=True, help="file of the looks (.npz)")
-    parser.add_argument("--pool", type=Path, help="with planted.json (default: of the study)")
+    parser.add_argument("--pool", default="drawn-development", help="as of the study")
     parser.add_argument("--init", help="start of the detector (default: of the study)")
     parser.add_argument("--per-category", type=int, default=30, help="instances (default 30)")
     parser.add_argument("--looks", type=int, default=4, help="at each instance (default 4)")
@@ -240,8 +240,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     ensure_builtin_dataset(arguments.state / "dataset")
-    start = arguments.init or forget_rare(arguments.state)
-    pool = arguments.pool or make_pool(arguments.state, "drawn", arguments.per_category)
+    start = arguments.init or start_detector(
+        "forgotten", arguments.state, threads=arguments.threads
+    )
+    pool = open_pool(arguments.pool, arguments.state, arguments.per_category).folder
     recipe = load_recipe("builtin_continue").override(
         f"data.builtin_root={arguments.state / 'dataset'}",
         f"detector.init={start}",
