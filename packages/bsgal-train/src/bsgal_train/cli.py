@@ -10,6 +10,7 @@ import math
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -90,6 +91,25 @@ def _parser() -> argparse.ArgumentParser:
     _add_placement_options(evaluate)
     evaluate.set_defaults(command=_evaluate)
 
+    screen = commands.add_parser(
+        "screen", help="look at every instance of a pool, and write what speaks against it"
+    )
+    screen.add_argument(
+        "recipe",
+        help="output folder of a run, whose detector looks; or a recipe with `detector.init`",
+    )
+    screen.add_argument("--pool", required=True, help="folder of the pool")
+    screen.add_argument("--looks", type=int, default=4, help="looks at each instance (default: 4)")
+    screen.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="the table to write (.parquet); if stopped, it goes on",
+    )
+    _add_overrides(screen)
+    _add_placement_options(screen)
+    screen.set_defaults(command=_screen)
+
     data = commands.add_parser("data", help="make the built-in data set")
     data.add_argument("--out", type=Path, required=True, help="its folder")
     data.add_argument("--seed", type=int, default=0)
@@ -155,6 +175,10 @@ def _add_recipe_options(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument(
         "--recipe", help=f"name of a recipe, or a .py or .json file (default: {default})"
     )
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",
@@ -227,6 +251,30 @@ def _evaluate(options: argparse.Namespace) -> int | None:
         result = evaluate(recipe, options.detector, options.out, progress=line)
     if _speaks():
         print(summary_table(result))
+    return None
+
+
+def _screen(options: argparse.Namespace) -> int | None:
+    code = _start_others(options)
+    if code is not None:
+        return code
+    from bsgal_train.engine.screen import screen
+
+    _use_threads(options.threads)
+    own = Path(options.recipe) / "recipe.json"
+    name = str(own) if own.is_file() else options.recipe
+    changes = [f"paste.pool={options.pool}"]
+    if own.is_file():
+        changes.append(f"detector.init={options.recipe}")
+    recipe = _recipe(name, options).override(*changes)
+    with joined():
+        table = screen(
+            recipe, options.out, n_looks=options.looks, progress=_ProgressLine("looking")
+        )
+    if _speaks():
+        counts = Counter(table.verdicts.tolist())
+        print(", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts)))
+        print(f"table in {options.out}")
     return None
 
 
