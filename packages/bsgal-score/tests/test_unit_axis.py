@@ -136,6 +136,61 @@ def test_axes_may_be_given_by_module():
     assert float(scores.dot[1]) == pytest.approx(cache.dot(gradient), rel=1e-9)
 
 
+def stacked_head(index, **options):
+    """Score a head on (layers, batch, queries, features); return scores, and unit 1 by autograd."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3))
+    rows = torch.randn(3, 2, 4, WIDTH).double()
+    cache = GradientCache(model.double().named_parameters(), decay=0.0)
+    with GhostScorer(model, cache) as scorer:
+        losses = model(rows).square().sum(dim=-1)
+        scores = scorer.score(losses.sum(), index, **options)
+        start = options.get("unit_axis", 0)
+        whole = index.view((1,) * start + index.shape + (1,) * (3 - start - index.dim()))
+        own = (losses * (whole == 1)).sum()
+        scorer.verify({1: own})
+        found = torch.autograd.grad(own, list(model.parameters()))
+    return scores, cache.cosine(dict(zip(cache.names, found, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options"),
+    [
+        ((3, 2, 4), {}),
+        ((3, 2), {}),
+        ((2, 4), {"unit_axis": 1}),
+        ((3,), {}),
+        ((2,), {"unit_axis": 1}),
+    ],
+)
+def test_units_may_run_along_several_axes(lengths, options):
+    index = torch.randint(-2, 3, lengths, generator=torch.Generator().manual_seed(3))
+    index.view(-1)[:3] = torch.tensor([REFERENCE, 1, 1][-3:])[: index.numel()]
+    scores, cosine = stacked_head(index, **options)
+    assert scores.contributions()[1] == pytest.approx(cosine, rel=1e-9)
+
+
+def test_an_index_of_several_axes_says_where_it_begins():
+    index = torch.tensor([[REFERENCE, 0, 1, 1], [0, 1, 0, REFERENCE]])
+    with pytest.raises(ValueError, match=r"shape \(3, 2\) for '0', .* 6 rows \(axes \[0, 1\]"):
+        stacked_head(index)
+    with pytest.raises(ValueError, match=r"`unit_axis` is 2 for '0', .* and `unit_index` has 2"):
+        stacked_head(index, unit_axis=2)
+
+
+def test_axes_that_could_be_exchanged_are_refused():
+    # A sequence-first model with as many queries as images.
+    model = nn.Linear(WIDTH, 3).double()
+    rows = torch.randn(3, 3, WIDTH).double()
+    index = torch.tensor([[REFERENCE, 0, 1], [0, 1, 1], [0, 0, 1]])
+    cache = GradientCache(model.named_parameters(), decay=0.0)
+    with GhostScorer(model, cache) as scorer:
+        loss = model(rows).square().sum()
+        with pytest.raises(ValueError, match=r"axes \[\[0, 1\], \[1, 0\]\] fit"):
+            scorer.score(loss, index)
+        assert scorer.score(loss, index, unit_axis=0).rows.tolist() == [4, 4]
+
+
 def test_images_as_units_need_no_word_for_convolutions():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(5, 5, 3, padding=1), nn.GroupNorm(1, 5), nn.Conv2d(5, 2, 1))

@@ -14,16 +14,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from . import ops
 from ._cache import GradientCache, Rows
-from ._contribution import cosine
 from ._curvature import CallRows
 from ._distributed import agreed, any_process
-from ._layer_scores import Reached, gradients, score_layer, step_effects
+from ._layer_scores import Reached, gradients
 from ._layout import check_whole
 from ._loss_check import check_loss
+from ._pass_scores import ScoredPass, score_pass
 from ._recorder import Recorder, record_module, without_parameters
+from ._rejection import reject, subtract
 from ._step_model import StepModel
 from ._unit_index import IGNORED, REFERENCE, IndexedCall, UnitAxis, UnitIndex, index_calls
-from ._unit_scores import Form, Sides, UnitScores
+from ._unit_scores import UnitScores
+from ._verification import verify
 from .eager.ghost import compute_dtype
 from .errors import (
     LiveBatchNormError,
@@ -55,6 +57,7 @@ class GhostScorer:
         with scorer:
             loss = ...
             scores = scorer.score(loss, unit_index)
+            scorer.reject([...])  # units that loss.backward() shall not learn from
 
     Args:
         modules: Modules whose parameters (those in the cache) are scored.
@@ -105,6 +108,7 @@ class GhostScorer:
         self.names = self._watched
         """Parameters that the last scores are about; before the first, all that may be scored."""
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
+        self._scored: ScoredPass | None = None
 
     def __enter__(self) -> GhostScorer:
         """Start to record.
@@ -141,6 +145,7 @@ class GhostScorer:
         traceback: TracebackType | None,
     ) -> None:
         """Stop to record and let go of all activations."""
+        self._scored = None
         self._recorder.stop()
         for handle in self._handles:
             handle.remove()
@@ -169,15 +174,17 @@ class GhostScorer:
             loss: Scalar, a sum of terms that each belong to one row. A unit's loss is the part of
                 it that belongs to its rows, with whatever normalisation it has.
             unit_index: Unit of each row, int64: 0 to n_units - 1, `REFERENCE` (-1) for rows that
-                feed the cache, `IGNORED` (-2). One tensor for all layers, or a mapping from the
-                beginnings of module names (as in the cache) to a tensor, or to one tensor per call
-                of the module.
+                feed the cache, `IGNORED` (-2). Its shape is that of one axis of the layers' inputs
+                (rows), or of several neighbouring ones, as (batch, queries) or (layers, batch,
+                queries). One tensor for all layers, or a mapping from the beginnings of module
+                names (as in the cache) to a tensor, or to one tensor per call of the module.
             n_units: Number of units; by default one more than the largest index.
-            unit_axis: Axis of the input along which `unit_index` runs, where a layer's input has
-                several axes before its features: of a Linear, LayerNorm or Embedding. One number
-                for all layers, or a mapping from the beginnings of module names. None is the
-                first, and raises where another axis has as many entries. Convolutions, GroupNorm
-                and BatchNorm always have their rows along the first.
+            unit_axis: Axis of the input along which `unit_index` runs, the first of them if it has
+                several, where a layer's input has several axes before its features: of a Linear,
+                LayerNorm or Embedding. One number for all layers, or a mapping from the beginnings
+                of module names. None is the first, and raises where the index fits other axes too,
+                or these in another order. Convolutions, GroupNorm and BatchNorm always have their
+                rows along the first.
             loss_scale: What the loss was multiplied by, for example by a gradient scaler.
             norms: Compute norms and cosines too; without them convolutions are cheaper.
             step: Model of the optimizer's next step, for the form `"step"`.
@@ -221,7 +228,64 @@ class GhostScorer:
                 if curvature is not None and observed is not None:
                     # Only now, when the cache has not raised.
                     curvature.blend(observed)
-                return self._score_units(calls, reached, n_units, norms=norms, step=step)
+                self._scored = ScoredPass(loss, loss_scale, calls, reached, n_units, self.names)
+                return score_pass(self._scored, self.cache, norms=norms, step=step, impl=self.impl)
+
+    def verify(self, unit_losses: Mapping[int, Tensor]) -> None:
+        """Compare the gradients of a few units with those that autograd gives, layer by layer.
+
+        To be called after `score`, before a backward pass frees the graph: once, when a model is
+        new. It takes a backward pass through the whole model for every unit.
+
+        Args:
+            unit_losses: Unit to its own part of the `loss` that was scored, with the graph of it.
+
+        Raises:
+            WrongUnitError: Naming the parameter that is furthest off. Half of the digits of its
+                dtype have to agree.
+            ValueError: Without scores, or if there is no such unit.
+        """
+        verify(self._last_scored(), unit_losses, self.cache.parameters)
+
+    def reject(self, units: Sequence[int] | Tensor) -> None:
+        """Make the backward pass of the loss learn nothing from some units.
+
+        To be called after `score`; then `loss.backward()` gives all parameters, below the recorded
+        layers too, the gradients of the loss without the terms of these units' rows, with the same
+        normalisation. No loss per row is needed.
+
+        Args:
+            units: Which, from 0 to n_units - 1. Further calls add to them.
+
+        Raises:
+            UnsupportedLayerError: If the loss reaches a parameter past all layers that are scored.
+            ValueError: Without scores, or if there is no such unit.
+        """
+        scored = self._last_scored()
+        reject(scored, scored.units(units))
+
+    def subtract(self, units: Sequence[int] | Tensor) -> None:
+        """Take what some units gave to `.grad` out of it again, after `loss.backward()`.
+
+        For loops that decide when the backward pass is over, and models that are scored as a
+        whole. `.grad` has to be as the backward pass left it, not unscaled or clipped yet.
+
+        Args:
+            units: Which, from 0 to n_units - 1.
+
+        Raises:
+            UnsupportedLayerError: If the loss trains a parameter that is not scored, or in a
+                process group of several.
+            ValueError: Without scores or `.grad`, or if there is no such unit.
+        """
+        scored = self._last_scored()
+        with torch.no_grad():
+            subtract(scored, scored.units(units), self.cache.parameters)
+
+    def _last_scored(self) -> ScoredPass:
+        if self._scored is None:
+            raise ValueError("no units were scored: call `score` first, inside `with scorer:`")
+        return self._scored
 
     def _sort_out_layers(self) -> tuple[dict[str, Tensor], dict[nn.Module, dict[str, str]]]:
         """Find the parameters to watch, and the modules to score exactly with their parameters."""
@@ -307,73 +371,6 @@ class GhostScorer:
             )
         return message
 
-    def _score_units(
-        self,
-        calls: Sequence[IndexedCall],
-        reached: Sequence[Reached],
-        n_units: int,
-        *,
-        norms: bool,
-        step: StepModel | None,
-    ) -> UnitScores:
-        device = next(iter(self.cache.parameters.values())).device
-        cached = {name: self.cache[name] for name in self.names}
-        directions = [cached]
-        moved: set[str] = set()
-        if step is not None:
-            parameters = {name: self.cache.parameters[name] for name in self.names}
-            metric = zip(parameters, step.metric(parameters), strict=True)
-            moved = {name for name, one in metric if one.scale != 0}
-            reference = step.reference(self.cache)
-            reference = {name: reference[name] for name in self.names}
-            if step.is_linear:
-                directions.append(step.directions(reference, parameters))
-        dots = torch.zeros(len(directions), n_units, dtype=torch.float64)
-        effects, sqnorm, moved_sqnorm = torch.zeros(3, n_units, dtype=torch.float64)
-        layers: dict[frozenset[str], list[Reached]] = defaultdict(list)
-        for hit in reached:
-            layers[frozenset(hit.call.names.values())].append(hit)
-        for names, layer in layers.items():
-            layer_dots, layer_sqnorm = score_layer(
-                layer, directions, n_units, norms=norms, impl=self.impl
-            )
-            dots += layer_dots
-            sqnorm += layer_sqnorm
-            if not names.isdisjoint(moved):
-                moved_sqnorm += layer_sqnorm
-            if step is not None and not step.is_linear:
-                effects += step_effects(layer, step, reference, parameters, n_units)
-        sides: dict[Form, Sides] = {"dot": Sides(self._sqnorm(cached), sqnorm)}
-        if norms:
-            sides["cosine"] = sides["dot"]
-        if step is not None:
-            moving = {name: cached[name] for name in self.names if name in moved}
-            sides["step"] = Sides(self._sqnorm(moving), moved_sqnorm)
-        cosines = [
-            cosine(dot=dot, cache_sqnorm=sides["dot"].cache_sqnorm, candidate_sqnorm=candidate)
-            for dot, candidate in zip(dots[0].tolist(), sqnorm.tolist(), strict=True)
-        ]
-        rows = torch.zeros(n_units, dtype=torch.int64)
-        for one in calls:
-            counted = one.index[one.index >= 0].cpu()
-            rows = rows.maximum(torch.bincount(counted, minlength=n_units))
-        n_scored = sum(cached[name].numel() for layer in layers for name in layer)
-        return UnitScores(
-            dot=dots[0].to(device),
-            norm=sqnorm.sqrt().to(device) if norms else None,
-            cosine=torch.tensor(cosines, dtype=torch.float64, device=device) if norms else None,
-            rows=rows.to(device),
-            step=None if step is None else (dots[1] if step.is_linear else effects).to(device),
-            coverage=n_scored / sum(p.numel() for p in self.cache.parameters.values()),
-            sides={form: Sides(one[0], one[1].to(device)) for form, one in sides.items()},
-        )
-
-    def _sqnorm(self, tensors: Mapping[str, Tensor]) -> float:
-        if not tensors:
-            return 0.0
-        sums = ops.cache_update_dot(list(tensors.values()), None, None, impl=self.impl)
-        return float(sums.cache_sqnorm)
-
 
 def _listed(unsupported: Mapping[str, str]) -> str:
     return "; ".join(f"{name!r} cannot be scored: {why}" for name, why in unsupported.items())
@@ -407,8 +404,8 @@ def _reached(loss: Tensor, calls: Sequence[IndexedCall], loss_scale: float) -> l
         if gradient is None:
             continue
         one.call.check_input()
-        output_grads = gradient.reshape(one.call.output_shape).movedim(one.axis, 0)
-        reached.append(Reached(one.call, one.index, _unscaled(output_grads, loss_scale)))
+        output_grads = _unscaled(one.rows_of(gradient), loss_scale)
+        reached.append(Reached(one.call, one.index, output_grads))
     return reached
 
 

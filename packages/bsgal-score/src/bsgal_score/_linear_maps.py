@@ -62,6 +62,13 @@ def why_unsupported(function: Callable[..., Any], arguments: Mapping[str, Any]) 
     return None
 
 
+def rows_first(tensor: Tensor, axes: range) -> Tensor:
+    """Move neighbouring axes to the front, and make one of them; a view where that is possible."""
+    if axes == range(1):
+        return tensor
+    return tensor.movedim(tuple(axes), tuple(range(len(axes)))).flatten(0, len(axes) - 1)
+
+
 def exact_convolutions() -> AbstractContextManager[None]:
     """Let cuDNN convolve in full precision and reproducibly in a block, forward and backward.
 
@@ -154,11 +161,11 @@ class LinearCall:
             return ()
         return shape[:1]
 
-    def with_rows_first(self, axis: int) -> LinearCall:
-        """Return the call with another axis of the input, of `row_lengths`, moved to the front."""
-        if axis == 0:
+    def with_rows_first(self, axes: range) -> LinearCall:
+        """Return the call with some axes of the input, of `row_lengths`, as its first one."""
+        if axes == range(1):
             return self
-        return replace(self, arguments={**self.arguments, "input": self.inputs.movedim(axis, 0)})
+        return replace(self, arguments={**self.arguments, "input": rows_first(self.inputs, axes)})
 
     def check_input(self) -> None:
         """Raise `ChangedInputError` if the input was written to since the call."""
@@ -367,12 +374,12 @@ class ExactCall:
         shape = tuple(self.inputs.shape)
         return shape[:-1] if len(shape) > 1 else shape
 
-    def with_rows_first(self, axis: int) -> ExactCall:
+    def with_rows_first(self, axes: range) -> ExactCall:
         """Return the call; only the first axis can be that of the rows."""
-        if axis != 0:
+        if axes != range(1):
             raise ValueError(
-                f"other_layers='exact' needs rows along the first axis, and `unit_axis` is {axis} "
-                f"for {sorted(self.names.values())}"
+                "other_layers='exact' needs rows along the first axis, and `unit_axis` and "
+                f"`unit_index` name axes {list(axes)} for {sorted(self.names.values())}"
             )
         return self
 

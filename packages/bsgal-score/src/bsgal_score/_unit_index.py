@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import permutations
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from ._linear_maps import rows_first
 from ._recorder import Call
 
 REFERENCE = -1
@@ -29,9 +32,22 @@ class IndexedCall:
 
     call: Call
     index: Tensor
-    """Unit of each row, int64, on the device of the call."""
-    axis: int
-    """Where the axis of rows was in the recorded input and output."""
+    """Unit of each row, int64 (rows,), on the device of the call."""
+    axes: range
+    """Which axes of the recorded input and output became that of the rows."""
+    lengths: tuple[int, ...]
+    """Their lengths."""
+
+    def rows_of(self, outputs: Tensor) -> Tensor:
+        """Return a tensor laid out like the output, or its base, with its rows first."""
+        whole = outputs.reshape(self.call.output_shape)
+        return rows_first(whole, self.axes)
+
+    def mask(self, units: Tensor) -> Tensor:
+        """Return where the rows of some units are: bool, broadcasts over the recorded output."""
+        own = torch.isin(self.index, units.to(self.index.device)).view(self.lengths)
+        after = len(self.call.output_shape) - self.axes.stop
+        return own.view((1,) * self.axes.start + self.lengths + (1,) * after)
 
 
 def index_calls(
@@ -44,7 +60,7 @@ def index_calls(
         the reason.
 
     Raises:
-        ValueError: If an index does not fit, or does not say along which axis it runs.
+        ValueError: If an index does not fit, or does not say along which axes it runs.
     """
     n_calls: dict[str, int] = defaultdict(int)
     indexed: list[IndexedCall] = []
@@ -54,52 +70,78 @@ def index_calls(
         index = _find_index(unit_index, name, n_calls[name])
         n_calls[name] += 1
         lengths = call.row_lengths
-        axis = 0
-        if len(lengths) > 1:
-            given = _beginning(unit_axis, name) if isinstance(unit_axis, Mapping) else unit_axis
-            axis = _row_axis(name, lengths, len(index) if index.dim() == 1 else 0, given)
+        given = _beginning(unit_axis, name) if isinstance(unit_axis, Mapping) else unit_axis
+        axes = _row_axes(name, lengths, tuple(index.shape), given)
+        found = tuple(lengths[axis] for axis in axes)
         shape = tuple(call.inputs.shape)
         reason = None
         if not lengths:
             reason = f"a call of it saw an input of shape {shape}, which has no axis of rows"
-        elif lengths[axis] == 1 and index.dim() == 1 and len(index) > 1:
+        elif len(found) == index.dim() and any(
+            one == 1 and many > 1 for one, many in zip(found, index.shape, strict=True)
+        ):
             reason = (
-                f"a call of it saw one row, of shape {shape}, where `unit_index` has {len(index)}: "
-                "what all units share cannot be told apart"
+                f"a call of it saw one row, of shape {shape}, where `unit_index` has "
+                f"{index.numel()}: what all units share cannot be told apart"
             )
         if reason is not None:
             without.update(dict.fromkeys(call.names.values(), reason))
             continue
-        if index.dtype != torch.int64 or index.shape != (lengths[axis],):
-            raise ValueError(
-                f"`unit_index` must be int64 of shape ({lengths[axis]},) for {name!r}, which saw "
-                f"{lengths[axis]} rows (axis {axis} of {shape}); got {index.dtype} of shape "
-                f"{tuple(index.shape)}; layers with rows of their own need a mapping from module "
-                "name to index"
+        if index.dtype != torch.int64 or index.shape != found:
+            raise ValueError(_misfit(name, index, axes, lengths, shape))
+        indexed.append(
+            IndexedCall(
+                call.with_rows_first(axes), index.flatten().to(call.inputs.device), axes, found
             )
-        call = call.with_rows_first(axis)
-        indexed.append(IndexedCall(call, index.to(call.inputs.device), axis))
+        )
     return indexed, without
 
 
-def _row_axis(name: str, lengths: tuple[int, ...], n_rows: int, given: int | None) -> int:
-    """Return which of several axes is that of the rows: what is given, or else the first."""
+def _misfit(
+    name: str, index: Tensor, axes: range, lengths: tuple[int, ...], shape: tuple[int, ...]
+) -> str:
+    found = tuple(lengths[axis] for axis in axes)
+    where = f"axis {axes.start}" if len(axes) == 1 else f"axes {list(axes)}"
+    return (
+        f"`unit_index` must be int64 of shape {found} for {name!r}, which saw "
+        f"{math.prod(found)} rows ({where} of {shape}); got {index.dtype} of shape "
+        f"{tuple(index.shape)}; layers with rows of their own need a mapping from module name to "
+        "index"
+    )
+
+
+def _row_axes(
+    name: str, lengths: tuple[int, ...], index_shape: tuple[int, ...], given: int | None
+) -> range:
+    """Return which axes are those of the rows: from the one that is given, or else the first.
+
+    An index with several axes runs along as many, in its own order.
+    """
+    if len(lengths) < 2:
+        return range(len(lengths))
+    n_axes = max(len(index_shape), 1)
     if given is not None:
-        if not 0 <= given < len(lengths):
+        if not 0 <= given <= len(lengths) - min(n_axes, len(lengths)):
             raise ValueError(
                 f"`unit_axis` is {given} for {name!r}, whose input has axes of {lengths} before "
-                "its features"
+                f"its features, and `unit_index` has {n_axes}"
             )
-        return given
-    alike = [axis for axis, length in enumerate(lengths) if length == n_rows]
+        return range(given, min(given + n_axes, len(lengths)))
+    fitting = [
+        list(axes)
+        for axes in permutations(range(len(lengths)), n_axes)
+        if tuple(lengths[axis] for axis in axes) == index_shape
+    ]
     # Along axes of length 1 there is one row, whichever is meant.
-    if len(alike) > 1 and n_rows > 1:
+    if len(fitting) > 1 and math.prod(index_shape) > 1:
+        alike = fitting if n_axes > 1 else [first for (first,) in fitting]
+        what = f"shape {index_shape}" if n_axes > 1 else f"{index_shape[0]} entries"
         raise ValueError(
-            f"`unit_index` has {n_rows} entries, and {name!r} saw an input with axes of {lengths} "
-            f"before its features: axes {alike} fit; say which is meant with unit_axis, for "
-            f"example unit_axis={alike[0]} or unit_axis={{{name!r}: {alike[0]}}}"
+            f"`unit_index` has {what}, and {name!r} saw an input with axes of {lengths} before its "
+            f"features: axes {alike} fit; say which is meant by the first of them, for example "
+            f"unit_axis={fitting[0][0]} or unit_axis={{{name!r}: {fitting[0][0]}}}"
         )
-    return 0
+    return range(min(n_axes, len(lengths)))
 
 
 def _find_index(unit_index: UnitIndex, name: str, n_calls_before: int) -> Tensor:

@@ -35,6 +35,10 @@ class UnsupportedLayerError(ValueError):
     """A parameter is used in a way that ghost scoring does not understand."""
 
 
+class WrongUnitError(RuntimeError):
+    """The rows of a unit do not give the gradient of its own loss."""
+
+
 class ChangedInputError(RuntimeError):
     """The input of a recorded call was changed in place, so its gradients are lost."""
 
