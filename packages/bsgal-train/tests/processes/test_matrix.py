@@ -18,7 +18,8 @@ from bsgal_train.data import RandomCrop, TrainingMapper, TrainingSample
 from bsgal_train.engine.assembly import assemble
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
-from bsgal_train.selection.judge import Judge, Judgement, Unit
+from bsgal_train.selection.judge import Judge, UnitVerdict
+from bsgal_train.selection.numbering import Units
 
 InProcesses = Callable[[int, Callable[[int], object]], list[int]]
 
@@ -65,28 +66,20 @@ def samples_with_pastes(tiny_data: Path) -> list[TrainingSample]:
 @pytest.fixture
 def verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reject what the second process has, and what both share; the real scores are made first."""
-    judge, judge_joint, accept_by = Judge.judge, Judge.judge_joint, Judge.accept_by
+    judge, note = Judge.judge, Judge.note
 
-    def judge_by_rank(self: Judge, units: Sequence[Unit]) -> list[Judgement]:
-        score = -1.0 if processes.rank() == 1 else 1.0
-        return judge(self, [Unit(score, unit.groups) for unit in units])
+    def judge_by_rank(
+        self: Judge, units: Units, contributions: Sequence[float | None]
+    ) -> list[UnitVerdict]:
+        is_accepted = processes.rank() == 0 and units.granularity != "batch"
+        return judge(self, units, [1.0 if is_accepted else -1.0] * len(units))
 
-    def reject_joint(self: Judge, unit: Unit) -> Judgement:
-        return judge_joint(self, Unit(-1.0, unit.groups))
-
-    def accept_by_rank(
-        self: Judge,
-        accepts: Sequence[bool],
-        groups: Sequence[tuple[str, ...]],
-        *,
-        joint: bool = False,
-    ) -> list[Judgement]:
-        accepted = processes.rank() == 0 and not joint
-        return accept_by(self, [accepted] * len(accepts), groups, joint=joint)
+    def note_by_rank(self: Judge, units: Units, accepts: Sequence[bool]) -> list[UnitVerdict]:
+        is_accepted = processes.rank() == 0 and units.granularity != "batch"
+        return note(self, units, [is_accepted] * len(units))
 
     monkeypatch.setattr(Judge, "judge", judge_by_rank)
-    monkeypatch.setattr(Judge, "judge_joint", reject_joint)
-    monkeypatch.setattr(Judge, "accept_by", accept_by_rank)
+    monkeypatch.setattr(Judge, "note", note_by_rank)
 
 
 def without_pastes(sample: TrainingSample) -> TrainingSample:

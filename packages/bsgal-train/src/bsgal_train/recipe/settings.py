@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from bsgal_train.recipe.selection import SelectionConfig
-from bsgal_train.recipe.values import checked, parse, require
+from bsgal_train.recipe.values import checked, declared, parse, require
 
 __all__ = [
     "CheckpointConfig",
@@ -84,7 +82,7 @@ class DetectorConfig:
             layers, for backbones with layer normalisation.
         drop_path: probability that a block of the backbone is skipped in training; none is where
             `selection.mode` scores the pass that is trained on (`batch`, `image`, `instance`,
-            `oracle`).
+            `oracle`; `ModeSpec.scores_the_training_pass`).
         fpn_channels: channels of the feature pyramid; a multiple of 32 (group normalisation).
         head_channels: channels of the heads' convolutions; a multiple of 32.
         head_norm: normalisation of the pyramid's, box head's and mask head's convolutions.
@@ -301,9 +299,9 @@ class Recipe:
     """Everything that decides the result of a run.
 
     Example:
-        >>> recipe = Recipe().override("selection.mode=paper", "schedule.n_steps=50")
-        >>> recipe.selection.mode, recipe.schedule.n_steps
-        ('paper', 50)
+        >>> recipe = Recipe().override("paste.pool=pool", "selection.mode=paper")
+        >>> recipe.selection.mode, recipe.selection.effective_decay
+        ('paper', 0.1)
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -337,7 +335,7 @@ class Recipe:
             key, separator, text = assignment.partition("=")
             if not separator:
                 raise ValueError(f"`{assignment}` is not of the form part.key=value")
-            part, name, annotation = self._field(key.strip())
+            part, name, annotation = declared(self, key.strip())
             changes.setdefault(part, {})[name] = parse(text.strip(), annotation, key.strip())
         parts = {
             part: dataclasses.replace(getattr(self, part), **values)
@@ -363,7 +361,7 @@ class Recipe:
                 raise ValueError(f"recipe part `{part}` must be an object, got {named!r}")
             for name, value in named.items():
                 key = f"{part}.{name}"
-                parts.setdefault(part, {})[name] = checked(value, empty._field(key)[2], key)
+                parts.setdefault(part, {})[name] = checked(value, declared(empty, key)[2], key)
         selection = SelectionConfig.of_stored(parts.pop("selection", {}))
         made = {part: type(getattr(empty, part))(**named) for part, named in parts.items()}
         return cls(selection=selection, **made)
@@ -382,15 +380,3 @@ class Recipe:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not a saved recipe: {error}") from None
         return cls.from_dict(values)
-
-    def _field(self, key: str) -> tuple[str, str, Any]:
-        """Return part, name and declared type of a dotted key, or raise with the nearest one."""
-        known = {
-            f"{part.name}.{name}": (part.name, name, annotation)
-            for part in dataclasses.fields(self)
-            for name, annotation in typing.get_type_hints(type(getattr(self, part.name))).items()
-        }
-        if key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise ValueError(f"unknown recipe key `{key}`; the nearest is `{nearest[0]}`")
-        return known[key]

@@ -1,19 +1,42 @@
-"""Values of dotted keys: read from text or JSON, and checked against their declared types."""
+"""Dotted keys and their values: found, read from text or JSON, and checked against their types."""
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
 import json
 import types
 import typing
 from typing import Any, Literal
 
-__all__ = ["checked", "parse", "require"]
+__all__ = ["checked", "declared", "parse", "require"]
 
 
 def require(condition: bool, message: str) -> None:
     """Raise a ValueError with the message unless the condition holds."""
     if not condition:
         raise ValueError(message)
+
+
+def declared(parts: Any, key: str) -> tuple[str, str, Any]:
+    """Return part, name and declared type of a dotted key.
+
+    Args:
+        parts: a dataclass of dataclasses.
+        key: such as `schedule.n_steps`.
+
+    Raises:
+        ValueError: there is no such key; the message names the nearest one.
+    """
+    known = {
+        f"{part.name}.{name}": (part.name, name, annotation)
+        for part in dataclasses.fields(parts)
+        for name, annotation in typing.get_type_hints(type(getattr(parts, part.name))).items()
+    }
+    if key not in known:
+        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+        raise ValueError(f"unknown recipe key `{key}`; the nearest is `{nearest[0]}`")
+    return known[key]
 
 
 def parse(text: str, annotation: Any, key: str) -> Any:

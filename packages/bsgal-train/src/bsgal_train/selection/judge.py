@@ -1,16 +1,16 @@
-"""Verdicts of a run: policies, the counts behind them, and the rows of the decision log."""
+"""Verdicts of a run: policies, and the counts behind them."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, TypeVar
 
 import numpy as np
 
-from bsgal_score import Decision as Verdicted
 from bsgal_score import (
+    Decision,
     FixedThreshold,
     LinearSchedule,
     PerGroup,
@@ -19,44 +19,42 @@ from bsgal_score import (
     ReferenceQuantile,
     Verdict,
 )
-from bsgal_train.data.samples import TrainingSample
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import SelectionConfig
-from bsgal_train.run_folder.decision_log import Decision
+from bsgal_train.selection.numbering import Units
 
-__all__ = ["GROUPS", "Judge", "Judgement", "Unit", "decision_rows"]
+__all__ = ["Judge", "RealScore", "UnitVerdict"]
 
-GROUPS = ("r", "c", "f")
-"""Frequency groups, in the order of the recipe's `..._by_group` settings."""
-
-Granularity = Literal["batch", "image", "instance"]
+# Frequency groups, in the order of the recipe's `..._by_group` settings.
+_GROUPS = ("r", "c", "f")
 _RECENT = 1000
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """One thing to judge.
+class RealScore:
+    """What real objects score, by the measure of pasted ones.
 
     Attributes:
-        contribution: its score; None is no evidence.
-        groups: frequency group of each pasted instance in it.
+        contribution: their score; None is no evidence.
+        group: frequency group of their category.
     """
 
     contribution: float | None
-    groups: tuple[str, ...]
+    group: str
 
 
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """A verdict, and the accepted share of all units judged accept or reject up to it."""
+@dataclass(frozen=True)
+class UnitVerdict(Decision):
+    """The verdict on a unit, with its score and the threshold.
 
-    decision: Verdicted
+    Attributes:
+        accepted_share: accepted share of all units judged accept or reject up to this one; None
+            before the first.
+    """
+
     accepted_share: float | None
-
-    @property
-    def trains(self) -> bool:
-        """Whether the unit is trained on."""
-        return self.decision.trains
 
 
 class Judge:
@@ -73,7 +71,7 @@ class Judge:
         self._policy: Policy | PerGroup
         if self._per_group:
             self._policy = PerGroup(
-                {group: _policy(config, i, n_steps) for i, group in enumerate(GROUPS)}
+                {group: _policy(config, i, n_steps) for i, group in enumerate(_GROUPS)}
             )
         else:
             self._policy = _policy(config, None, n_steps)
@@ -88,64 +86,49 @@ class Judge:
         accepted, rejected = self._n[Verdict.ACCEPT], self._n[Verdict.REJECT]
         return accepted / (accepted + rejected) if accepted + rejected else None
 
-    def judge_joint(self, unit: Unit) -> Judgement:
-        """Judge a unit that all processes share: its contribution is the same in each of them."""
-        groups = [group for part in processes.gather(unit.groups) for group in part]
-        return self._judge(Unit(unit.contribution, tuple(groups)))
+    def judge(self, units: Units, contributions: Sequence[float | None]) -> list[UnitVerdict]:
+        """Judge this process's units; policies see those of all processes, in order of rank.
 
-    def judge(self, units: Sequence[Unit]) -> list[Judgement]:
-        """Judge this process's units; policies see those of all processes, in order of rank."""
-        found = [[self._judge(unit) for unit in part] for part in processes.gather(units)]
-        return found[processes.rank()]
+        Args:
+            units: a batch is one unit, which all processes share.
+            contributions: score of each unit, None is no evidence; of a batch the same in each
+                process.
+        """
+        return self._in_order(units, contributions, self._judge)
 
-    def observe(self, real: Sequence[Unit]) -> None:
-        """Show the policy what this process's real units score; it sees those of all processes."""
-        if not self._is_like_real:
-            return
-        for part in processes.gather(real):
-            for unit in part:
-                policy = self._policy
-                if isinstance(policy, PerGroup):
-                    policy = policy.policies[unit.groups[0]]
-                assert isinstance(policy, ReferenceQuantile), "made in `_policy`"
-                policy.observe([unit.contribution])
-
-    def accept_by(
-        self, accepts: Sequence[bool], groups: Sequence[tuple[str, ...]], *, joint: bool = False
-    ) -> list[Judgement]:
+    def note(self, units: Units, accepts: Sequence[bool]) -> list[UnitVerdict]:
         """Note verdicts that were drawn and not scored.
 
         Args:
-            accepts: one per unit of this process.
-            groups: frequency group of each pasted instance in each unit.
-            joint: there is one unit, which all processes share.
+            units: as in `judge`.
+            accepts: for each unit whether it was accepted.
         """
-        drawn = list(zip(accepts, groups, strict=True))
-        if joint:
-            shared = tuple(group for part in processes.gather(groups[0]) for group in part)
-            return [self._note(accepts[0], shared)]
-        found = [[self._note(*one) for one in part] for part in processes.gather(drawn)]
-        return found[processes.rank()]
+        return self._in_order(units, accepts, self._note)
 
-    def _note(self, accept: bool, groups: tuple[str, ...]) -> Judgement:
-        verdict = Verdict.ACCEPT if accept else Verdict.REJECT
-        if groups:
-            self._n[verdict] += 1
-        self._recent.extend((None, group, int(accept)) for group in groups)
-        return Judgement(Verdicted(verdict, self._drawn_threshold, None), self.accepted_share)
+    def observe(self, real: Sequence[RealScore]) -> None:
+        """Show the policy what real objects of this process score; it sees those of all."""
+        if not self._is_like_real:
+            return
+        for part in processes.gather(real):
+            for one in part:
+                policy = self._policy
+                if isinstance(policy, PerGroup):
+                    policy = policy.policies[one.group]
+                assert isinstance(policy, ReferenceQuantile), "made in `_policy`"
+                policy.observe([one.contribution])
 
     def end_step(self) -> None:
         """Move schedules on by one training step."""
         self._policy.step()
 
-    def statistics(self, judgements: Sequence[Judgement]) -> dict[str, float]:
+    def statistics(self, verdicts: Sequence[UnitVerdict]) -> dict[str, float]:
         """Return numbers of a step for the metrics.
 
         Acceptance by frequency group and quantiles are those of the last 1000 judged instances;
         `accepted_share` and the counts are those of the whole run.
         """
         values: dict[str, float] = {}
-        own = [(j.decision.contribution, j.decision.threshold) for j in judgements]
+        own = [(verdict.contribution, verdict.threshold) for verdict in verdicts]
         judged = [one for listed in processes.gather(own) for one in listed]
         scores = [contribution for contribution, _ in judged if contribution is not None]
         if scores:
@@ -155,7 +138,7 @@ class Judge:
         share = self.accepted_share
         if share is not None:
             values["accepted_share"] = share
-        for group in GROUPS:
+        for group in _GROUPS:
             accepted = [accept for _, its_group, accept in self._recent if its_group == group]
             if accepted:
                 values[f"accepted_share_{group}"] = float(np.mean(accepted))
@@ -182,58 +165,43 @@ class Judge:
         self._n = {verdict: int(state["n"][verdict.value]) for verdict in Verdict}
         self._recent = deque((tuple(one) for one in state["recent"]), maxlen=_RECENT)
 
-    def _judge(self, unit: Unit) -> Judgement:
+    def _in_order(
+        self,
+        units: Units,
+        values: Sequence[_Value],
+        verdict_on: Callable[[_Value, tuple[str, ...]], UnitVerdict],
+    ) -> list[UnitVerdict]:
+        if units.granularity == "batch":
+            (value,), (own,) = values, units.groups
+            return [verdict_on(value, tuple(g for part in processes.gather(own) for g in part))]
+        own_units = list(zip(values, units.groups, strict=True))
+        found = [[verdict_on(*one) for one in part] for part in processes.gather(own_units)]
+        return found[processes.rank()]
+
+    def _judge(self, contribution: float | None, groups: tuple[str, ...]) -> UnitVerdict:
         if isinstance(self._policy, PerGroup):
-            decision = self._policy.decide(unit.contribution, unit.groups[0])
+            found = self._policy.decide(contribution, groups[0])
         else:
-            decision = self._policy.decide(unit.contribution)
+            found = self._policy.decide(contribution)
         # A unit without instances has nothing that a verdict could be about.
-        if unit.groups or unit.contribution is not None:
-            self._n[decision.verdict] += 1
-        if decision.verdict in (Verdict.ACCEPT, Verdict.REJECT):
-            assert decision.contribution is not None, "a verdict without evidence is another one"
-            accepted = int(decision.verdict is Verdict.ACCEPT)
-            self._recent.extend((decision.contribution, group, accepted) for group in unit.groups)
-        return Judgement(decision, self.accepted_share)
+        if groups or contribution is not None:
+            self._n[found.verdict] += 1
+        if found.verdict in (Verdict.ACCEPT, Verdict.REJECT):
+            assert contribution is not None, "a verdict without evidence is another one"
+            self._remember(contribution, groups, accept=found.verdict is Verdict.ACCEPT)
+        return UnitVerdict(found.verdict, found.threshold, found.contribution, self.accepted_share)
 
+    def _note(self, accept: bool, groups: tuple[str, ...]) -> UnitVerdict:
+        verdict = Verdict.ACCEPT if accept else Verdict.REJECT
+        if groups:
+            self._n[verdict] += 1
+        self._remember(None, groups, accept=accept)
+        return UnitVerdict(verdict, self._drawn_threshold, None, self.accepted_share)
 
-def decision_rows(
-    step: int,
-    samples: Sequence[TrainingSample],
-    granularity: Granularity,
-    judgements: Sequence[Judgement],
-) -> tuple[Decision, ...]:
-    """Return one row of the decision log per pasted instance.
-
-    Args:
-        step: the step's number.
-        samples: its batch in this process.
-        granularity: what shared a verdict.
-        judgements: one per instance in the order of the samples' pastes, one per sample, or one.
-    """
-    rows = []
-    n_before = 0
-    for position, sample in enumerate(samples):
-        for number, paste in enumerate(sample.pastes):
-            place = {"batch": 0, "image": position, "instance": n_before + number}[granularity]
-            judgement = judgements[place]
-            decision = judgement.decision
-            rows.append(
-                Decision(
-                    step=step,
-                    image_id=sample.original.image_id,
-                    instance_id=paste.instance_id,
-                    category_id=paste.category_id,
-                    frequency=paste.frequency,
-                    granularity=granularity,
-                    contribution=decision.contribution,
-                    threshold=decision.threshold,
-                    verdict=decision.verdict.value,
-                    accepted_share=judgement.accepted_share,
-                )
-            )
-        n_before += len(sample.pastes)
-    return tuple(rows)
+    def _remember(
+        self, contribution: float | None, groups: tuple[str, ...], *, accept: bool
+    ) -> None:
+        self._recent.extend((contribution, group, int(accept)) for group in groups)
 
 
 def _policy(config: SelectionConfig, group: int | None, n_steps: int) -> Policy:

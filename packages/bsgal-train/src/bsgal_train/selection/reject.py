@@ -1,4 +1,4 @@
-"""Which rows of the detector's losses belong to which unit, and what is left without some units."""
+"""A step's losses without its rejected objects."""
 
 from __future__ import annotations
 
@@ -7,51 +7,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from bsgal_score import IGNORED, REFERENCE
-from bsgal_train.data import REAL, LabelledImage, TrainingSample
+from bsgal_train.data import LabelledImage
 from bsgal_train.detector.row_losses import BACKGROUND, RowLosses, Rows
 
-__all__ = ["MIN_INSIDE", "first_units", "losses_without", "unit_index"]
+__all__ = ["losses_without"]
 
-MIN_INSIDE = 0.5
-"""Share of a background row's area inside a rejected object from which on it is ignored."""
-
-
-def first_units(samples: Sequence[TrainingSample]) -> list[int]:
-    """Return the number of the first pasted instance of each image, and the number of all."""
-    firsts = [0]
-    for sample in samples:
-        firsts.append(firsts[-1] + len(sample.pastes))
-    return firsts
-
-
-def unit_index(
-    losses: Sequence[RowLosses],
-    firsts: Sequence[int] | None,
-    *,
-    real_is_reference: bool,
-) -> dict[str, Tensor]:
-    """Return what `GhostScorer.score` takes: module name to the unit of each of its rows.
-
-    Args:
-        losses: as recorded; those without modules are passed over.
-        firsts: from `first_units`, for one unit per pasted instance; None for one per image.
-        real_is_reference: rows of real objects feed the cache; else they count nowhere, like
-            background.
-    """
-    found = {}
-    for one in losses:
-        if not one.modules:
-            continue
-        source, image = one.rows.source, one.rows.image
-        if firsts is None:
-            unit = image
-        else:
-            unit = torch.tensor(firsts[:-1], device=image.device)[image] + source
-        real = REFERENCE if real_is_reference else IGNORED
-        index = torch.where(source >= 0, unit, torch.where(source == REAL, real, IGNORED))
-        found.update(dict.fromkeys(one.modules, index))
-    return found
+# Share of a background row's area inside a rejected object from which on it is ignored.
+_MIN_INSIDE = 0.5
 
 
 def losses_without(
@@ -90,7 +52,7 @@ def _is_rejected(
         matched = torch.isin(rows.source, wanted)
         is_object = torch.isin(image.source.to(found.device), wanted)
         boxes_xyxy = image.boxes_xyxy.to(found.device)[is_object]
-        inside = _inside_share(rows.boxes_xyxy, boxes_xyxy) >= MIN_INSIDE
+        inside = _inside_share(rows.boxes_xyxy, boxes_xyxy) >= _MIN_INSIDE
         found |= here & (matched | ((rows.source == BACKGROUND) & inside))
     return found
 

@@ -13,7 +13,7 @@ from bsgal_train.detector import build_detector, training_losses
 from bsgal_train.detector.agreement import agreed
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.recipe import PasteConfig, Recipe, SelectionConfig
-from bsgal_train.selection import build_selection
+from bsgal_train.selection import SelectionStep, build_selection, training_batch
 from bsgal_train.selection.modes import paper
 from bsgal_train.selection.modes.paper import PaperSelection
 from bsgal_train.selection.scoring.passes import candidate_loss, gradients, reference_loss
@@ -23,12 +23,13 @@ CROP = RandomCrop(crop_px=64)
 
 def selection(
     detector: Any, annotations: LvisAnnotations, threshold: float | None = None, **options: Any
-) -> PaperSelection:
+) -> SelectionStep:
     reference = ClassMatchedReference(annotations, CROP)
     config = SelectionConfig(mode="paper", threshold=threshold, **options)
     recipe = Recipe(selection=config, paste=PasteConfig(pool="pool"))
     optimizer = torch.optim.AdamW(detector.parameters())
-    return PaperSelection(detector, reference, recipe, optimizer)
+    update = OptimizerStep(detector, optimizer, recipe.optimizer, "fp32")
+    return build_selection(recipe, detector, reference, update)
 
 
 def total(losses: dict[str, torch.Tensor]) -> float:
@@ -223,7 +224,7 @@ def test_the_released_formulas_hold_on_a_recorded_batch(
 
     monkeypatch.setattr(paper, "reference_loss", loss)
     monkeypatch.setattr(paper, "candidate_loss", loss)
-    monkeypatch.setattr(paper, "training_losses", lambda *args: {"loss": weight.sum()})
+    monkeypatch.setattr(training_batch, "training_losses", lambda *args: {"loss": weight.sum()})
     step = selection(toy, annotations)
 
     for number, (_, _, cosine, verdict) in enumerate(RECORDED, start=1):

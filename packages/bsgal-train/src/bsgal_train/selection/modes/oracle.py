@@ -8,152 +8,91 @@ object. Then rejected objects give no loss, as in `instance`.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bsgal_score import loss_difference
-from bsgal_train.data import ClassMatchedReference, TrainingSample
-from bsgal_train.detector import training_losses
-from bsgal_train.detector.row_losses import RowLosses, recorded
-from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.processes import group as processes
-from bsgal_train.recipe import Recipe
-from bsgal_train.selection.judge import Judge, Unit, decision_rows
-from bsgal_train.selection.reject import first_units, losses_without
+from bsgal_train.selection.reject import losses_without
 from bsgal_train.selection.scoring.passes import reference_loss
-from bsgal_train.selection.step import Selected
+from bsgal_train.selection.setup import Setup
+from bsgal_train.selection.step import Judged, JudgingStep
+from bsgal_train.selection.training_batch import TrainingBatch
 
 __all__ = ["OracleSelection"]
 
 
-class OracleSelection:
+class OracleSelection(JudgingStep):
     """The procedure of the module's docstring.
 
     Args:
-        reference: draws class-matched real images.
-        recipe: whether objects are tried alone or in the batch, policy and precision.
-        update: the run's step, which is tried.
+        setup: of the run.
 
     Raises:
         ValueError: there are several processes.
     """
 
-    def __init__(
-        self, reference: ClassMatchedReference, recipe: Recipe, update: OptimizerStep
-    ) -> None:
+    def __init__(self, setup: Setup) -> None:
         if processes.n_processes() > 1:
             raise ValueError("selection.mode=oracle runs in one process only")
-        self._config = recipe.selection
-        self._reference = reference
-        self._precision = recipe.detector.precision
-        self._update = update
-        self._kinds = recipe.selection.effective_losses
-        self._judge = Judge(recipe.selection, recipe.schedule.n_judgements)
+        super().__init__(setup)
+        self._reference = setup.reference
+        self._update = setup.update
 
-    def __call__(
-        self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int
-    ) -> Selected:
-        """Try every pasted object and return the losses without the rejected ones."""
-        began = time.perf_counter()
-        firsts = first_units(samples)
-        contributions = self._contributions(detector, samples, firsts, seed)
-        groups = [(paste.frequency,) for sample in samples for paste in sample.pastes]
-        judgements = self._judge.judge(
-            [Unit(one, group) for one, group in zip(contributions, groups, strict=True)]
-        )
-        tried = time.perf_counter()
-        losses, rows = self._forward(detector, samples, seed)
-        rejected = [
-            {k for k in range(len(s.pastes)) if not judgements[firsts[i] + k].trains}
-            for i, s in enumerate(samples)
-        ]
-        self._judge.end_step()
-        return Selected(
-            losses=losses_without(losses, rows, [s.pasted for s in samples], rejected),
-            decisions=decision_rows(step, samples, "instance", judgements),
-            statistics={
-                "n_pasted": processes.total(sum(judgement.trains for judgement in judgements)),
-                **self._judge.statistics(judgements),
-                "scoring_s": tried - began,
-            },
-        )
+    def _judged_losses(self, batch: TrainingBatch) -> Judged:
+        with batch.scoring():
+            verdicts = self._judge.judge(batch.units, self._contributions(batch))
+        losses, rows = batch.recorded_losses(batch.pasted)
+        rejected = batch.units.rejected([verdict.trains for verdict in verdicts])
+        return losses_without(losses, rows, batch.pasted, rejected), verdicts
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return policy and counts."""
-        return {"judge": self._judge.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
-        self._judge.load_state_dict(state["judge"])
-
-    def _contributions(
-        self, detector: nn.Module, samples: Sequence[TrainingSample], firsts: list[int], seed: int
-    ) -> list[float | None]:
-        real = self._reference.for_step(samples, seed)
-        keys = [sample.position for sample in samples]
+    def _contributions(self, batch: TrainingBatch) -> list[float | None]:
+        kinds = self._config.effective_losses
+        real = self._reference.for_step(batch.samples, batch.seed)
 
         def real_loss() -> Tensor:
-            loss = reference_loss(detector, real, self._precision, seed, keys, kinds=self._kinds)
+            loss = reference_loss(
+                batch.detector, real, self._precision, batch.seed, batch.keys, kinds=kinds
+            )
             return torch.zeros(()) if loss is None else loss
 
-        if not firsts[-1] or not float(real_loss().detach()):
-            return [None] * firsts[-1]
+        n_units = len(batch.units)
+        if not n_units or not float(real_loss().detach()):
+            return [None] * n_units
         with torch.no_grad():
-            _, rows = self._forward(detector, samples, seed)
+            _, rows = batch.recorded_losses(batch.pasted)
+        counting = [one for one in rows if one.kind in kinds]
         return [
-            self._difference(detector, samples, position, number, real_loss, rows, seed)
-            for position, sample in enumerate(samples)
-            for number in range(len(sample.pastes))
+            self._difference(batch, unit, real_loss)
+            if any(bool((batch.units.of_rows(one.rows) == unit).any()) for one in counting)
+            else None
+            for unit in range(n_units)
         ]
 
     def _difference(
-        self,
-        detector: nn.Module,
-        samples: Sequence[TrainingSample],
-        position: int,
-        number: int,
-        real_loss: Any,
-        rows: Sequence[RowLosses],
-        seed: int,
+        self, batch: TrainingBatch, unit: int, real_loss: Callable[[], Tensor]
     ) -> float | None:
-        def matched(one: RowLosses) -> Tensor:
-            return (one.rows.image == position) & (one.rows.source == number)
-
-        if not any(bool(matched(one).any()) for one in rows if one.kind in self._kinds):
-            return None
-
-        def candidate() -> Tensor:
-            _, found = self._forward(detector, samples, seed)
-            return torch.stack([one.total(matched(one)) for one in found]).sum()
+        def alone() -> Tensor:
+            _, rows = batch.recorded_losses(batch.pasted)
+            own = [one.total(batch.units.of_rows(one.rows) == unit) for one in rows]
+            return torch.stack(own).sum()
 
         def rest() -> Tensor:
-            losses, found = self._forward(detector, samples, seed)
-            inputs = [sample.pasted for sample in samples]
-            without = [{number} if i == position else set() for i in range(len(samples))]
-            kept = losses_without(losses, found, inputs, without)
+            losses, rows = batch.recorded_losses(batch.pasted)
+            rejected = batch.units.rejected([other != unit for other in range(len(batch.units))])
+            kept = losses_without(losses, rows, batch.pasted, rejected)
             return torch.stack(list(kept.values())).sum()
 
         def clip() -> None:
             self._update.clip()
 
         return loss_difference(
-            detector,
+            batch.detector,
             self._update.optimizer,
             reference_loss=real_loss,
-            candidate_loss=candidate,
+            candidate_loss=alone,
             batch_loss=rest if self._config.oracle_step == "in_batch" else None,
             before_step=clip,
         )
-
-    def _forward(
-        self, detector: nn.Module, samples: Sequence[TrainingSample], seed: int
-    ) -> tuple[dict[str, Tensor], list[RowLosses]]:
-        inputs = [sample.pasted for sample in samples]
-        keys = [sample.position for sample in samples]
-        with recorded() as rows:
-            losses = training_losses(detector, inputs, self._precision, seed, keys)
-        return losses, rows

@@ -44,107 +44,57 @@ Mended, all deliberate. Departures from the released code:
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from typing import Any
-
-from torch import nn
-from torch.optim import Optimizer
-
 from bsgal_score import GradientCache
-from bsgal_train.data import ClassMatchedReference, TrainingSample
-from bsgal_train.detector import training_losses
-from bsgal_train.processes import group as processes
-from bsgal_train.recipe import Recipe
-from bsgal_train.selection.judge import Judge, Unit, decision_rows
 from bsgal_train.selection.scoring.gradient_score import contribution
 from bsgal_train.selection.scoring.passes import candidate_loss, gradients, reference_loss
-from bsgal_train.selection.step import Selected
+from bsgal_train.selection.setup import Setup
+from bsgal_train.selection.step import Judged, JudgingStep
+from bsgal_train.selection.training_batch import TrainingBatch
 
 __all__ = ["PaperSelection"]
 
 
-class PaperSelection:
+class PaperSelection(JudgingStep):
     """The procedure of the module's docstring.
 
     Args:
-        detector: whose parameters the cache follows.
-        reference: draws the real images of pass 1.
-        recipe: threshold, decay, options, and the precision of all three passes.
-        optimizer: the run's, for the step-aware form.
+        setup: of the run.
     """
 
-    def __init__(
-        self,
-        detector: nn.Module,
-        reference: ClassMatchedReference,
-        recipe: Recipe,
-        optimizer: Optimizer,
-    ) -> None:
-        self._config = recipe.selection
-        self._reference = reference
-        self._precision = recipe.detector.precision
-        self._optimizer = optimizer
-        self._parameters = dict(detector.named_parameters())
-        self._cache = GradientCache(
-            self._parameters.items(), decay=recipe.selection.effective_decay
-        )
-        self._judge = Judge(recipe.selection, recipe.schedule.n_judgements)
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._reference = setup.reference
+        self._optimizer = setup.optimizer
+        self._parameters = dict(setup.detector.named_parameters())
+        self._cache = GradientCache(self._parameters.items(), decay=setup.config.effective_decay)
+        self._stateful["cache"] = self._cache
 
-    def __call__(
-        self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int
-    ) -> Selected:
-        """Score the pasted batch and return the losses of the images it is decided on."""
-        began = time.perf_counter()
-        pasted = [sample.pasted for sample in samples]
-        keys = [sample.position for sample in samples]
-        self._update_cache(detector, samples, seed)
-        score = self._contribution(detector, pasted, seed, keys)
-        groups = tuple(paste.frequency for sample in samples for paste in sample.pastes)
-        judgement = self._judge.judge_joint(Unit(score, groups))
-        scored = time.perf_counter()
+    def _judged_losses(self, batch: TrainingBatch) -> Judged:
+        with batch.scoring():
+            self._update_cache(batch)
+            verdicts = self._judge.judge(batch.units, [self._contribution(batch)])
+        return batch.losses(batch.pasted if verdicts[0].trains else batch.original), verdicts
 
-        inputs = pasted if judgement.trains else [sample.original for sample in samples]
-        losses = training_losses(detector, inputs, self._precision, seed, keys)
-        self._judge.end_step()
-        return Selected(
-            losses=losses,
-            decisions=decision_rows(step, samples, "batch", [judgement]),
-            statistics={
-                "n_pasted": processes.total(len(groups) if judgement.trains else 0),
-                **self._judge.statistics([judgement]),
-                "scoring_s": scored - began,
-            },
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return cache, policy and counts."""
-        return {"cache": self._cache.state_dict(), "judge": self._judge.state_dict()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
-        self._cache.load_state_dict(state["cache"])
-        self._judge.load_state_dict(state["judge"])
-
-    def _update_cache(
-        self, detector: nn.Module, samples: Sequence[TrainingSample], seed: int
-    ) -> None:
+    def _update_cache(self, batch: TrainingBatch) -> None:
         loss = reference_loss(
-            detector,
-            self._reference.for_step(samples, seed),
+            batch.detector,
+            self._reference.for_step(batch.samples, batch.seed),
             self._precision,
-            seed,
+            batch.seed,
             kinds=self._config.effective_losses,
             all_classes=self._config.reference_classes == "all",
         )
         if loss is not None:
             self._cache.update(gradients(loss, self._parameters))
 
-    def _contribution(
-        self, detector: nn.Module, pasted: Sequence[Any], seed: int, keys: Sequence[int]
-    ) -> float | None:
+    def _contribution(self, batch: TrainingBatch) -> float | None:
         loss = candidate_loss(
-            detector, pasted, self._precision, seed, keys, kinds=self._config.effective_losses
+            batch.detector,
+            batch.pasted,
+            self._precision,
+            batch.seed,
+            batch.keys,
+            kinds=self._config.effective_losses,
         )
         score = None
         if loss is not None:

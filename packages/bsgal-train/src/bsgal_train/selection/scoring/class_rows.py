@@ -16,19 +16,19 @@ from itertools import cycle, islice
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bsgal_score import ClassRowScorer
-from bsgal_train.data import ClassMatchedReference
-from bsgal_train.data.samples import REAL, TrainingSample
+from bsgal_train.data.samples import REAL
 from bsgal_train.detector.row_losses import RowLosses, recorded
 from bsgal_train.processes import group as processes
-from bsgal_train.recipe import Recipe
-from bsgal_train.selection.judge import Unit
-from bsgal_train.selection.reject import first_units
+from bsgal_train.selection.judge import RealScore
+from bsgal_train.selection.numbering import Units
 from bsgal_train.selection.scoring.passes import reference_loss
 from bsgal_train.selection.scoring.protocol import Scores
 from bsgal_train.selection.scoring.real_gradient import classifiers
+from bsgal_train.selection.setup import Setup
+from bsgal_train.selection.training_batch import TrainingBatch
 
 __all__ = ["ClassRowScoring"]
 
@@ -41,27 +41,23 @@ class ClassRowScoring:
     """The procedure of the module's docstring.
 
     Args:
-        detector: whose heads report their losses row by row, with the classes of the rows.
-        reference: draws real images of a class.
-        recipe: decay, images per class, batch size and precision.
+        setup: of the run.
     """
 
-    def __init__(
-        self, detector: nn.Module, reference: ClassMatchedReference, recipe: Recipe
-    ) -> None:
-        self._reference = reference
+    def __init__(self, setup: Setup) -> None:
+        recipe = setup.recipe
+        self._reference = setup.reference
         self._precision = recipe.detector.precision
         self._images_per_class = recipe.selection.images_per_class
         # As many images as the step runs at once.
         self._images_per_pass = (
             len(processes.share(recipe.schedule.batch_size)) // recipe.schedule.n_accumulate
         )
-        self._scorer = ClassRowScorer(classifiers(detector), decay=recipe.selection.effective_decay)
+        decay = recipe.selection.effective_decay
+        self._scorer = ClassRowScorer(classifiers(setup.detector), decay=decay)
         self._has_visited = False
 
-    def prepare(
-        self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int
-    ) -> Sequence[Unit]:
+    def prepare(self, batch: TrainingBatch) -> Sequence[RealScore]:
         """Visit real images of every class, once in a run."""
         if self._has_visited:
             return ()
@@ -71,36 +67,36 @@ class ClassRowScoring:
         # Every process makes as many passes: they share the cache.
         n_own = -(-len(classes) // n)
         own = list(islice(cycle(classes), processes.rank(), n * n_own, n))
-        found: list[Unit] = []
+        found: list[RealScore] = []
         for first in range(0, n_own, size):
             if (first // size) % _PASSES_PER_LINE == 0:
                 logger.info("visited %d of %d real images to compare with", n * first, n * n_own)
             chosen = own[first : first + size]
             keys = [(first + i) * n + processes.rank() for i in range(len(chosen))]
-            inputs = self._reference.of_classes(chosen, seed, keys)
+            inputs = self._reference.of_classes(chosen, batch.seed, keys)
             with self._scorer, recorded() as rows:
                 loss = reference_loss(
-                    detector,
+                    batch.detector,
                     inputs,
                     self._precision,
-                    seed,
+                    batch.seed,
                     keys,
                     kinds=("cls",),
                     through_trunk=False,
                 )
                 if loss is not None:
-                    found += self._score(loss, rows, [], []).real
+                    found += self._score(loss, rows, None, []).real
         return found
 
     def recording(self) -> AbstractContextManager[Any]:
         """Record the classifiers."""
         return self._scorer
 
-    def score(self, samples: Sequence[TrainingSample], rows: Sequence[RowLosses]) -> Scores:
+    def score(self, batch: TrainingBatch, rows: Sequence[RowLosses]) -> Scores:
         """Return one contribution per pasted object, and per class of real objects in an image."""
         losses = [one.total() for one in rows if one.kind == "cls"]
-        pasted = [paste.class_index for sample in samples for paste in sample.pastes]
-        return self._score(torch.stack(losses).sum(), rows, first_units(samples)[:-1], pasted)
+        pasted = [paste.class_index for sample in batch.samples for paste in sample.pastes]
+        return self._score(torch.stack(losses).sum(), rows, batch.units, pasted)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the cache, and whether the classes have been visited."""
@@ -112,7 +108,7 @@ class ClassRowScoring:
         self._has_visited = bool(state["has_visited"])
 
     def _score(
-        self, loss: Tensor, rows: Sequence[RowLosses], firsts: list[int], pasted: list[int]
+        self, loss: Tensor, rows: Sequence[RowLosses], units: Units | None, pasted: list[int]
     ) -> Scores:
         """Score pasted objects and, as units behind them, the real ones by image and class."""
         calls = [one.rows for one in rows if one.kind == "cls"]
@@ -127,12 +123,8 @@ class ClassRowScoring:
         )
         indices = []
         for call, key, is_real in zip(calls, keys, real, strict=True):
-            index = torch.full_like(call.source, -1)
+            index = torch.full_like(call.source, -1) if units is None else units.of_rows(call)
             index[is_real] = len(pasted) + torch.searchsorted(found, key[is_real])
-            if pasted:
-                is_pasted = call.source >= 0
-                first = torch.tensor(firsts, device=index.device)[call.image[is_pasted]]
-                index[is_pasted] = first + call.source[is_pasted]
             indices.append(index)
         own = torch.tensor(pasted, dtype=torch.int64, device=found.device)
         real_classes = found % n_classes
@@ -148,7 +140,7 @@ class ClassRowScoring:
         return Scores(
             scores[: len(pasted)],
             tuple(
-                Unit(score, (frequencies[class_index],))
+                RealScore(score, frequencies[class_index])
                 for score, class_index in zip(
                     scores[len(pasted) :], real_classes.tolist(), strict=True
                 )

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import nn
-from torch.optim import Optimizer
+from torch import Tensor, nn
 
-from bsgal_score import GhostScorer
-from bsgal_train.data import ClassMatchedReference
-from bsgal_train.data.samples import TrainingSample
+from bsgal_score import IGNORED, REFERENCE, GhostScorer
+from bsgal_train.data.samples import REAL
 from bsgal_train.detector.row_losses import RowLosses
 from bsgal_train.processes import group as processes
-from bsgal_train.recipe import Recipe
-from bsgal_train.selection.judge import Unit
-from bsgal_train.selection.reject import first_units, unit_index
+from bsgal_train.selection.judge import RealScore
+from bsgal_train.selection.numbering import Units
 from bsgal_train.selection.scoring.gradient_score import step_model
 from bsgal_train.selection.scoring.protocol import Scores
 from bsgal_train.selection.scoring.real_gradient import HeadCache
+from bsgal_train.selection.setup import Setup
+from bsgal_train.selection.training_batch import TrainingBatch
 
 __all__ = ["HeadScoring"]
 
@@ -34,34 +33,19 @@ class HeadScoring:
     """The procedure of the module's docstring.
 
     Args:
-        detector: whose heads report their losses row by row.
-        reference: draws class-matched real images.
-        recipe: form, reference and precision.
-        optimizer: the run's, for the step-aware form.
-        granularity: what a unit is.
+        setup: of the run.
     """
 
-    def __init__(
-        self,
-        detector: nn.Module,
-        reference: ClassMatchedReference,
-        recipe: Recipe,
-        optimizer: Optimizer,
-        granularity: Literal["image", "instance"],
-    ) -> None:
-        self._config = config = recipe.selection
-        self._optimizer = optimizer
-        self._granularity = granularity
-        self._kinds = config.effective_losses
-        self._real = HeadCache(detector, reference, config, self._kinds, recipe.detector.precision)
+    def __init__(self, setup: Setup) -> None:
+        self._config = setup.config
+        self._optimizer = setup.optimizer
+        self._real = HeadCache(setup)
         self._scorer = GhostScorer(list(self._real.modules.values()), self._real.cache)
 
-    def prepare(
-        self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int
-    ) -> Sequence[Unit]:
+    def prepare(self, batch: TrainingBatch) -> Sequence[RealScore]:
         """Feed the cache from class-matched images, where and when the recipe says so."""
         if self._config.effective_reference != "in_batch":
-            self._real.refresh(detector, samples, step, seed)
+            self._real.refresh(batch)
         return ()
 
     @contextmanager
@@ -81,22 +65,21 @@ class HeadScoring:
                     stack.callback(module.register_forward_pre_hook(begin).remove)
             yield
 
-    def score(self, samples: Sequence[TrainingSample], rows: Sequence[RowLosses]) -> Scores:
+    def score(self, batch: TrainingBatch, rows: Sequence[RowLosses]) -> Scores:
         """Return one contribution per unit."""
-        by_instance = self._granularity == "instance"
-        firsts = first_units(samples)
-        n_units = firsts[-1] if by_instance else len(samples)
+        kinds = self._config.effective_losses
+        n_units = len(batch.units)
         in_batch = self._config.effective_reference != "class_matched"
         form = self._config.form
         model = step_model(self._optimizer, self._real.cache) if form == "step" else None
         scores = self._scorer.score(
-            torch.stack([one.total() for one in rows if one.kind in self._kinds]).sum(),
-            unit_index(rows, firsts if by_instance else None, real_is_reference=in_batch),
+            torch.stack([one.total() for one in rows if one.kind in kinds]).sum(),
+            _unit_index(rows, batch.units, REFERENCE if in_batch else IGNORED),
             n_units=n_units,
             norms=form == "cosine",
             step=model,
             update_cache=in_batch,
-            rows=self._real.present([sample.pasted for sample in samples]),
+            rows=self._real.present(batch.pasted),
             group=processes.group(),
         )
         if form == "step" and model is None:
@@ -114,3 +97,20 @@ class HeadScoring:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._real.cache.load_state_dict(state["cache"])
+
+
+def _unit_index(losses: Sequence[RowLosses], units: Units, real: int) -> dict[str, Tensor]:
+    """Return what `GhostScorer.score` takes: module name to the unit of each of its rows.
+
+    Args:
+        losses: as recorded; those without modules are passed over.
+        units: of the same batch.
+        real: number for rows of real objects.
+    """
+    found = {}
+    for one in losses:
+        source = one.rows.source
+        others = torch.where(source == REAL, real, IGNORED)
+        index = torch.where(source >= 0, units.of_rows(one.rows), others)
+        found.update(dict.fromkeys(one.modules, index))
+    return found

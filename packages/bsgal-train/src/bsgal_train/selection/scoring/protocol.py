@@ -7,11 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import nn
-
-from bsgal_train.data.samples import TrainingSample
 from bsgal_train.detector.row_losses import RowLosses
-from bsgal_train.selection.judge import Unit
+from bsgal_train.selection.judge import RealScore
+from bsgal_train.selection.training_batch import TrainingBatch
 
 __all__ = ["Scores", "Scoring"]
 
@@ -21,26 +19,24 @@ class Scores:
     """Contributions of a step in this process.
 
     Attributes:
-        units: one per unit in the order of the samples and their pastes; None is no evidence.
-        real: of units of real data by the same measure, if there is one for them.
+        units: one per unit of the batch; None is no evidence.
+        real: of real objects by the same measure, if there is one for them.
     """
 
     units: list[float | None]
-    real: tuple[Unit, ...] = ()
+    real: tuple[RealScore, ...] = ()
 
 
 class Scoring(Protocol):
-    """Score the units of a training forward pass."""
+    """Score the units of a training forward pass; made of a `Setup`."""
 
-    def prepare(
-        self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int
-    ) -> Sequence[Unit]:
-        """Do what has to be done before the forward pass; return what it found of real units."""
+    def prepare(self, batch: TrainingBatch) -> Sequence[RealScore]:
+        """Do what has to be done before the forward pass; return what it found of real objects."""
 
     def recording(self) -> AbstractContextManager[Any]:
         """Record inside the block what `score` needs of the forward pass."""
 
-    def score(self, samples: Sequence[TrainingSample], rows: Sequence[RowLosses]) -> Scores:
+    def score(self, batch: TrainingBatch, rows: Sequence[RowLosses]) -> Scores:
         """Score the recorded pass, inside the block of `recording`."""
 
     def state_dict(self) -> dict[str, Any]:

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from bsgal_score import GradientCache
-from bsgal_train.data import ClassMatchedReference
-from bsgal_train.data.samples import REAL, LabelledImage, TrainingSample
+from bsgal_train.data import REAL, LabelledImage
 from bsgal_train.processes import group as processes
-from bsgal_train.recipe import LossKind, Precision, SelectionConfig
+from bsgal_train.recipe import LossKind
 from bsgal_train.selection.scoring.passes import gradients, reference_loss
+from bsgal_train.selection.setup import Setup
+from bsgal_train.selection.training_batch import TrainingBatch
 
 __all__ = ["HeadCache", "classifiers", "head_modules"]
 
@@ -57,27 +58,22 @@ class HeadCache:
     """The gradient cache over the region heads, and where its gradients come from.
 
     Args:
-        detector: whose heads are followed.
-        reference: draws class-matched real images.
-        config: what is cached, and how it is refreshed.
-        kinds: losses that count.
-        precision: of the refreshing pass.
+        setup: of the run.
+
+    Attributes:
+        modules: what is followed, by name in the detector.
+        parameters: theirs, by name in the detector.
+        cache: of their gradients.
     """
 
-    def __init__(
-        self,
-        detector: nn.Module,
-        reference: ClassMatchedReference,
-        config: SelectionConfig,
-        kinds: Sequence[LossKind],
-        precision: Precision,
-    ) -> None:
-        self._reference = reference
+    def __init__(self, setup: Setup) -> None:
+        config = setup.config
+        self._reference = setup.reference
         self._refresh_every = config.refresh_every
-        self._kinds = tuple(kinds)
-        self._precision = precision
+        self._kinds = config.effective_losses
+        self._precision = setup.recipe.detector.precision
         self._rowwise = config.rowwise
-        self.modules = head_modules(detector, kinds, config.layers)
+        self.modules = head_modules(setup.detector, self._kinds, config.layers)
         self.parameters = {
             f"{prefix}.{name}": parameter
             for prefix, module in self.modules.items()
@@ -91,22 +87,20 @@ class HeadCache:
             bias_correction=True,
         )
 
-    def refresh(
-        self, detector: nn.Module, samples: Sequence[TrainingSample], step: int, seed: int
-    ) -> None:
+    def refresh(self, batch: TrainingBatch) -> None:
         """Feed the cache from class-matched images, every `refresh_every` steps from the first.
 
         No graph is built below the heads.
         """
-        if (step - 1) % self._refresh_every:
+        if (batch.step - 1) % self._refresh_every:
             return
-        real = self._reference.for_step(samples, seed)
+        real = self._reference.for_step(batch.samples, batch.seed)
         loss = reference_loss(
-            detector,
+            batch.detector,
             real,
             self._precision,
-            seed,
-            [sample.position for sample in samples],
+            batch.seed,
+            batch.keys,
             kinds=self._kinds,
             through_trunk=False,
         )
