@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bsgal_train.data.class_matched import ClassMatchedReference
 from bsgal_train.data.crop import CropWindow, RandomCrop
 from bsgal_train.data.draw_policy import DrawPolicy, weights_from_evidence
 from bsgal_train.data.draw_table import DrawTable
@@ -12,13 +13,14 @@ from bsgal_train.data.loaders import (
     build_train_loader,
 )
 from bsgal_train.data.mapper import TrainingMapper
-from bsgal_train.data.reference import ClassMatchedReference
+from bsgal_train.data.reference import DrawnAhead, ReferenceDraws
 from bsgal_train.data.sampler import RepeatFactorSampler, compute_repeat_factors
 from bsgal_train.data.samples import (
     NOT_ANNOTATED,
     REAL,
     LabelledImage,
     PastedInstance,
+    ReferenceImage,
     TrainingSample,
 )
 
@@ -29,9 +31,12 @@ __all__ = [
     "CropWindow",
     "DrawPolicy",
     "DrawTable",
+    "DrawnAhead",
     "LabelledImage",
     "PastedInstance",
     "RandomCrop",
+    "ReferenceDraws",
+    "ReferenceImage",
     "RepeatFactorSampler",
     "TestLoader",
     "TrainLoader",

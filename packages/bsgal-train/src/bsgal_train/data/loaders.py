@@ -15,6 +15,7 @@ import torch.utils.data
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.annotations.read_image import read_image
 from bsgal_train.data.mapper import TrainingMapper
+from bsgal_train.data.reference import DrawnAhead
 from bsgal_train.data.sampler import RepeatFactorSampler
 from bsgal_train.data.samples import TrainingSample, image_tensor
 from bsgal_train.data.skipped_files import SkippedFiles
@@ -42,7 +43,8 @@ class TrainLoader:
     def __iter__(self) -> Iterator[list[TrainingSample]]:
         for samples in self._batches:
             for sample in samples:
-                for message in sample.skipped:
+                drawn = () if sample.reference is None else sample.reference.skipped
+                for message in (*sample.skipped, *drawn):
                     self.skipped.add(message)
             yield samples
 
@@ -81,6 +83,7 @@ def build_train_loader(
     start_position: int = 0,
     own: range | None = None,
     skipped: SkippedFiles | None = None,
+    reference: DrawnAhead | None = None,
 ) -> TrainLoader:
     """Build the loader of a run, or of one of its processes.
 
@@ -93,6 +96,7 @@ def build_train_loader(
         start_position: Position of the first sample: where a run is resumed.
         own: Which samples of each step, counted from 0, are this process's; None: all.
         skipped: Counts what cannot be read; None: an own one.
+        reference: Gives samples a real image to compare with; None gives none.
 
     Raises:
         ValueError: `sampler` was made for another number of images.
@@ -103,7 +107,7 @@ def build_train_loader(
             f"{len(annotations.images)} images; compute them from the same annotations"
         )
     places = _Places(sampler, batch_size, start_position, own or range(batch_size))
-    batches = data_loader(_TrainingSet(mapper), n_workers, batch_sampler=places)
+    batches = data_loader(_TrainingSet(mapper, reference), n_workers, batch_sampler=places)
     return TrainLoader(batches, skipped or SkippedFiles())
 
 
@@ -151,11 +155,13 @@ class _Places(torch.utils.data.Sampler[list[Place]]):
 
 
 class _TrainingSet(torch.utils.data.Dataset[TrainingSample]):
-    def __init__(self, mapper: TrainingMapper) -> None:
+    def __init__(self, mapper: TrainingMapper, reference: DrawnAhead | None) -> None:
         self._mapper = mapper
+        self._reference = reference
 
     def __getitem__(self, place: Place) -> TrainingSample:
-        return self._mapper(*place)
+        sample = self._mapper(*place)
+        return sample if self._reference is None else self._reference(sample)
 
 
 class _TestSet(torch.utils.data.Dataset[dict[str, Any]]):

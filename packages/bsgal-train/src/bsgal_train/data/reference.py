@@ -1,8 +1,9 @@
-"""Real images that hold the categories of a batch's pasted objects."""
+"""Which real image is looked at beside a pasted object: one that holds its class."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -10,90 +11,62 @@ from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data.crop import RandomCrop
 from bsgal_train.data.mapper import MAX_REPLACEMENTS
 from bsgal_train.data.real_crops import RealCrops
-from bsgal_train.data.samples import LabelledImage, TrainingSample
-from bsgal_train.data.skipped_files import SkippedFiles
+from bsgal_train.data.samples import ReferenceImage, TrainingSample
 from bsgal_train.errors import CorruptImageError, TooManyCorruptImagesError
 
-__all__ = ["ClassMatchedReference"]
+__all__ = ["DrawnAhead", "ReferenceDraws"]
 
 
-class ClassMatchedReference:
-    """Draw one real image for each sample of a batch, as the BSGAL recipe does.
+class ReferenceDraws:
+    """Draw a real image for a sample, as the BSGAL recipe does, or for a class.
 
-    A category is drawn uniformly from those pasted into the sample (each counts once, however
+    For a sample, a category is drawn uniformly from those pasted into it (each counts once, however
     often it was pasted), failing that from those annotated in it, failing that from all; then an
     image uniformly from the training images that hold the category. It is cropped as training
-    images are, so the object may be cut away, and all its objects count.
+    images are, so the object may be cut away, and all its objects count. An image that cannot be
+    read is drawn again.
 
     Args:
         annotations: The training images.
         crop: How a crop is drawn.
-        skipped: Counts the images that cannot be read; None: an own one.
 
     Attributes:
         drawable: Indices of the classes that are in some image.
-        frequencies: Frequency group of every class.
-        skipped: See above.
     """
 
-    def __init__(
-        self, annotations: LvisAnnotations, crop: RandomCrop, skipped: SkippedFiles | None = None
-    ) -> None:
+    def __init__(self, annotations: LvisAnnotations, crop: RandomCrop) -> None:
         self._crops = RealCrops(annotations, crop)
         self._image_indices = annotations.image_indices_of_class
         self.drawable = [i for i, images in enumerate(self._image_indices) if len(images)]
-        self.frequencies = [category.frequency for category in annotations.categories]
-        self.skipped = skipped or SkippedFiles()
 
-    def batch(
-        self, samples: Sequence[TrainingSample], rng: np.random.Generator
-    ) -> list[LabelledImage]:
-        """Draw, read and crop one real image for each sample.
-
-        Returns:
-            Images like `TrainingSample.original`.
+    def for_sample(self, sample: TrainingSample, seed: int) -> ReferenceImage:
+        """Draw, read and crop one: a function of `seed` and of the sample's position alone.
 
         Raises:
             TooManyCorruptImagesError: One drawn image after another cannot be read.
         """
-        return [self._one(sample, rng) for sample in samples]
+        return self._holding(self._choices(sample), seed, sample.position)
 
-    def for_step(self, samples: Sequence[TrainingSample], seed: int) -> list[LabelledImage]:
-        """Do as `batch`, each draw a function of `seed` and of the sample's position alone.
+    def of_class(self, class_index: int, seed: int, key: int) -> ReferenceImage:
+        """Draw, read and crop one that holds a class of `drawable`, by `seed` and `key` alone.
 
-        So a sample's real image is the same whichever process of a run holds the sample.
+        Raises:
+            TooManyCorruptImagesError: One drawn image after another cannot be read.
         """
-        return [
-            self._one(sample, np.random.default_rng([seed, sample.position])) for sample in samples
-        ]
+        return self._holding([class_index], seed, key)
 
-    def of_classes(
-        self, class_indices: Sequence[int], seed: int, keys: Sequence[int]
-    ) -> list[LabelledImage]:
-        """Draw, read and crop one real image that holds each class; classes of `drawable` only.
-
-        Each draw is a function of `seed` and of its number in `keys` alone.
-        """
-        return [
-            self._holding([index], np.random.default_rng([seed, key]))
-            for index, key in zip(class_indices, keys, strict=True)
-        ]
-
-    def _one(self, sample: TrainingSample, rng: np.random.Generator) -> LabelledImage:
-        return self._holding(self._choices(sample), rng)
-
-    def _holding(self, choices: Sequence[int], rng: np.random.Generator) -> LabelledImage:
+    def _holding(self, choices: Sequence[int], seed: int, key: int) -> ReferenceImage:
         """Draw one of some classes, then an image that holds it."""
-        reasons = []
+        rng = np.random.default_rng([seed, key])
+        reasons: list[str] = []
         for _ in range(1 + MAX_REPLACEMENTS):
             images = self._image_indices[choices[int(rng.integers(len(choices)))]]
             try:
                 crop = self._crops.draw(int(images[rng.integers(len(images))]), rng)
             except CorruptImageError as error:
                 reasons.append(str(error))
-                self.skipped.add(reasons[-1])
             else:
-                return crop.labelled()
+                return ReferenceImage(crop.labelled(), seed, tuple(reasons))
         raise TooManyCorruptImagesError(
             f"{len(reasons)} reference images in a row cannot be read: "
             f"{', '.join(dict.fromkeys(reasons))}"
@@ -108,3 +81,28 @@ class ClassMatchedReference:
             if choices:
                 return choices
         return self.drawable
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DrawnAhead:
+    """Give samples the real image that their step will ask for, where they are loaded.
+
+    Attributes:
+        draws: Of the run.
+        seed_of_step: Gives the seed of a step by its number, from 1.
+        batch_size: Samples of a step, of all processes together.
+        every: Steps between two that ask, from the first step on.
+    """
+
+    draws: ReferenceDraws
+    seed_of_step: Callable[[int], int]
+    batch_size: int
+    every: int
+
+    def __call__(self, sample: TrainingSample) -> TrainingSample:
+        """Return the sample with its real image, or as it is where its step asks for none."""
+        n_before = sample.position // self.batch_size
+        if n_before % self.every:
+            return sample
+        seed = self.seed_of_step(n_before + 1)
+        return replace(sample, reference=self.draws.for_sample(sample, seed))

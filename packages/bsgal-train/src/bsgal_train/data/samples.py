@@ -17,6 +17,7 @@ __all__ = [
     "REAL",
     "LabelledImage",
     "PastedInstance",
+    "ReferenceImage",
     "TrainingSample",
     "image_tensor",
     "labelled_image",
@@ -94,6 +95,21 @@ class PastedInstance:
     visible_frac: float
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ReferenceImage:
+    """Hold a real image to compare with.
+
+    Attributes:
+        image: Cropped as training images are.
+        seed: What it was drawn by.
+        skipped: What could not be read on the way here, each with its path and the reason.
+    """
+
+    image: LabelledImage
+    seed: int
+    skipped: tuple[str, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
     """Hold one crop twice: with pasted objects and as it was annotated.
@@ -104,6 +120,8 @@ class TrainingSample:
         original: The crop without them.
         pastes: The pasted objects that can be seen, as `pasted.source` counts them.
         skipped: What could not be read on the way here, each with its path and the reason.
+        reference: The real image to compare with, where the sample's step asks for one and it was
+            drawn ahead.
     """
 
     position: int
@@ -111,6 +129,7 @@ class TrainingSample:
     original: LabelledImage
     pastes: tuple[PastedInstance, ...]
     skipped: tuple[str, ...] = ()
+    reference: ReferenceImage | None = None
 
 
 def image_tensor(image: npt.NDArray[np.uint8]) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from bsgal_train.annotations.derived import file_sha256, scale_statistics
 from bsgal_train.annotations.findings import lvis_v1_train_problem
 from bsgal_train.data import (
     ClassMatchedReference,
+    DrawnAhead,
     RandomCrop,
     RepeatFactorSampler,
     TrainingMapper,
@@ -34,7 +36,7 @@ from bsgal_train.detector import (
 )
 from bsgal_train.engine.memory import available_bytes, check_memory
 from bsgal_train.engine.optimizer import build_optimizer
-from bsgal_train.engine.step import TrainingSteps
+from bsgal_train.engine.step import TrainingSteps, step_seed
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.errors import AnnotationFormatError
 from bsgal_train.processes import group as processes
@@ -94,6 +96,8 @@ def assemble(
     sampler = RepeatFactorSampler(
         compute_repeat_factors(annotations, recipe.data.repeat_threshold), seed
     )
+    reference = ClassMatchedReference(annotations, crop, skipped, recipe.data.n_workers)
+    ahead = _drawn_ahead(reference, recipe)
 
     def batches(start_position: int) -> Iterable[list[TrainingSample]]:
         return build_train_loader(
@@ -105,6 +109,7 @@ def assemble(
             start_position,
             own,
             skipped,
+            ahead,
         )
 
     detector = _drawn_detector(recipe, annotations)
@@ -114,7 +119,6 @@ def assemble(
     check_memory(recipe, detector, available_bytes())
     optimizer = build_optimizer(detector, recipe.optimizer)
     update = OptimizerStep(detector, optimizer, recipe.optimizer, recipe.detector.precision)
-    reference = ClassMatchedReference(annotations, crop, skipped)
     selection = build_selection(recipe, detector, reference, update)
     return Assembly(
         annotations=annotations,
@@ -130,6 +134,19 @@ def training_crop(config: DataConfig) -> RandomCrop:
     """Return how training images are cropped."""
     return RandomCrop(
         crop_px=config.crop_px, scale_range=config.scale_range, flip_prob=config.flip_prob
+    )
+
+
+def _drawn_ahead(reference: ClassMatchedReference, recipe: Recipe) -> DrawnAhead | None:
+    """Return what gives samples the real images that the mode asks for."""
+    every = recipe.selection.reference_every
+    if not every:
+        return None
+    return DrawnAhead(
+        draws=reference.draws,
+        seed_of_step=partial(step_seed, recipe.schedule.seed),
+        batch_size=recipe.schedule.batch_size,
+        every=every,
     )
 
 

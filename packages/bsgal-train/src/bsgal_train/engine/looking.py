@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from bsgal_paste import NormalScale
 from bsgal_train.annotations.derived import scale_statistics
+from bsgal_train.data import TrainingSample
 from bsgal_train.data.look_loader import build_look_loader
 from bsgal_train.data.look_plan import LookPlan
 from bsgal_train.detector import training_losses
@@ -20,9 +20,6 @@ from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.selection.scoring.looks import Looks, looks_at, recorded_features
 from bsgal_train.selection.steady import steady_backbone
-
-if TYPE_CHECKING:
-    from bsgal_train.data import TrainingSample
 
 __all__ = ["Looking"]
 

@@ -40,6 +40,8 @@ class ScoreSpec:
         policies: those there are, the first is taken where neither policy nor threshold is set;
             none where nothing is judged.
         caches: whose gradients are kept, in memory that a run must have.
+        class_matched: real images of the pasted classes are compared with, every `refresh_every`
+            steps where that is among the settings, else in each step.
         scoring: module and class in `selection/scoring/`, where rows are scored.
     """
 
@@ -49,6 +51,7 @@ class ScoreSpec:
     cosine_threshold: float | None = -0.05
     policies: tuple[PolicyName, ...] = ()
     caches: Literal["class_rows", "heads", "detector"] | None = None
+    class_matched: bool = False
     scoring: str = ""
 
 
@@ -119,7 +122,7 @@ _OF_HEADS = (*_GRADIENT, "layers", "rowwise", "cache_dtype")
 _IN_BATCH = ScoreSpec(
     settings=_OF_HEADS, policies=_JUDGED, caches="heads", scoring="heads:HeadScoring"
 )
-_REFRESHED = replace(_IN_BATCH, settings=(*_OF_HEADS, "refresh_every"))
+_REFRESHED = replace(_IN_BATCH, settings=(*_OF_HEADS, "refresh_every"), class_matched=True)
 _BY_REFERENCE: Mapping[Reference | None, ScoreSpec] = {
     "in_batch": _IN_BATCH,
     "class_matched": _REFRESHED,
@@ -150,6 +153,7 @@ MODES: Mapping[str, ModeSpec] = {
                 policies=_JUDGED,
                 # Of everything, in fp32, as released.
                 caches="detector",
+                class_matched=True,
             )
         },
     ),
@@ -175,7 +179,14 @@ MODES: Mapping[str, ModeSpec] = {
         step="oracle:OracleSelection",
         granularity="instance",
         settings=("oracle_step",),
-        scores={None: ScoreSpec(settings=("losses",), cosine_threshold=None, policies=_JUDGED)},
+        scores={
+            None: ScoreSpec(
+                settings=("losses",),
+                cosine_threshold=None,
+                policies=_JUDGED,
+                class_matched=True,
+            )
+        },
         scores_the_training_pass=True,
     ),
 }

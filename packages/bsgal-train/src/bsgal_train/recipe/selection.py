@@ -241,6 +241,13 @@ class SelectionConfig:
         return next(name for name in scores if is_cosine or "form" in scores[name].settings)
 
     @property
+    def reference_every(self) -> int:
+        """Steps between two that take class-matched real images, from the first on; 0: none do."""
+        if not self.scores.class_matched:
+            return 0
+        return self.refresh_every if "refresh_every" in self.scores.settings else 1
+
+    @property
     def effective_policy(self) -> PolicyName:
         """The policy, resolved for the reference."""
         if self.policy is not None:

@@ -90,9 +90,9 @@ def test_every_class_is_visited_before_the_first_step_and_once_only(
     visited: list[int] = []
     of_classes = ClassMatchedReference.of_classes
 
-    def spy(self: Any, class_indices: Any, seed: int, keys: Any) -> Any:
+    def spy(self: Any, class_indices: Any, *arguments: Any) -> Any:
         visited.extend(class_indices)
-        return of_classes(self, class_indices, seed, keys)
+        return of_classes(self, class_indices, *arguments)
 
     monkeypatch.setattr(ClassMatchedReference, "of_classes", spy)
     step = build(detector, reference, images_per_class=3)

@@ -67,20 +67,19 @@ class ClassRowScoring:
         # Every process makes as many passes: they share the cache.
         n_own = -(-len(classes) // n)
         own = list(islice(cycle(classes), processes.rank(), n * n_own, n))
+        keys = range(processes.rank(), n * n_own, n)
         found: list[RealScore] = []
-        for first in range(0, n_own, size):
-            if (first // size) % _PASSES_PER_LINE == 0:
+        for number, images in enumerate(self._reference.of_classes(own, batch.seed, keys, size)):
+            first = number * size
+            if number % _PASSES_PER_LINE == 0:
                 logger.info("visited %d of %d real images to compare with", n * first, n * n_own)
-            chosen = own[first : first + size]
-            keys = [(first + i) * n + processes.rank() for i in range(len(chosen))]
-            inputs = self._reference.of_classes(chosen, batch.seed, keys)
             with self._scorer, recorded() as rows:
                 loss = reference_loss(
                     batch.detector,
-                    inputs,
+                    images,
                     self._precision,
                     batch.seed,
-                    keys,
+                    keys[first : first + size],
                     kinds=("cls",),
                     through_trunk=False,
                 )
