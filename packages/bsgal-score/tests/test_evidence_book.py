@@ -275,14 +275,11 @@ def test_a_window_keeps_the_newest_units_of_a_class_each_once():
     steps = (([1, 2, 9], [0, 0, 1]), ([1], [0]), ([3], [0]), ([1, 4, 5], [0, 0, 0]))
     kept = [[1, 2, 9], [1, 2, 9], [1, 3, 9], [1, 4, 9]]
     for (hashes, classes), expected in zip(steps, kept, strict=True):
-        units = np.array(hashes, np.uint64), np.array(classes, np.int32)
-        slots = window.place(*units)
-        here = slots >= 0
         values = np.array(hashes, np.float32)[:, None]
-        window.renew(units[0][here], units[1][here], slots[here], values[here])
+        slots, _ = window.enter(np.array(hashes, np.uint64), np.array(classes, np.int32), values)
         assert seen_in(window) == expected
         # No slot was left for the last one of the last step.
-        assert here.all() == (len(hashes) < 3 or 9 in hashes)
+        assert (slots >= 0).all() == (len(hashes) < 3 or 9 in hashes)
     assert sorted(window.values[~np.isnan(window.values)].tolist()) == [1, 4, 9]
 
 
@@ -341,6 +338,10 @@ def test_a_look_that_cannot_be_is_refused_and_changes_nothing(change, message):
         (lambda: make(min_real=0), "`min_real`"),
         (lambda: make(shrinkage=0.0), "`shrinkage` must be positive"),
         (lambda: make(pooling=-1.0), "`pooling` must be finite and not negative"),
+        (
+            lambda: EvidenceBook([Source("loss", "high", -1.0)], GROUPS),
+            "positive and finite, got -1",
+        ),
         (lambda: make(combine="mean"), "`combine` must be one of"),
         (lambda: make().table([], alpha=1.0), r"`alpha` must lie in \(0, 1\)"),
         (lambda: make().table([], min_looks=0), "`min_looks` must be at least 1, got 0"),

@@ -131,8 +131,7 @@ def windowed(evidence, classes, n_classes):
     """Return a window of real units with this evidence."""
     window = RealWindow(n_classes, 64, evidence.shape[1])
     hashes = np.arange(len(classes), dtype=np.uint64)
-    slots = window.place(hashes, classes)
-    window.renew(hashes, classes, slots, evidence)
+    slots, _ = window.enter(hashes, classes, evidence)
     counts = np.ones(evidence.shape, np.uint8)
     window.write(classes, slots, evidence, counts, np.full(evidence.shape, np.nan))
     return window
@@ -141,7 +140,11 @@ def windowed(evidence, classes, n_classes):
 def judge_one(evidence, classes, shrinkage, pooling, combine, groups):
     """Return the p-value of the first unit among the others, and the smallest possible one."""
     calibration = Calibration(
-        windowed(evidence[1:], classes[1:], len(groups)), groups, shrinkage, pooling, combine
+        windowed(evidence[1:], classes[1:], len(groups)),
+        groups,
+        np.full(evidence.shape[1], shrinkage),
+        pooling,
+        combine,
     )
     ones = np.ones((1, evidence.shape[1]), np.uint8)
     _, p_values, smallest = calibration.judge(classes[:1], np.array([-1]), evidence[:1], ones)

@@ -19,6 +19,7 @@ from ._policies import (
     QuantileThreshold,
     ReferenceQuantile,
 )
+from ._prototypes import Prototypes
 from ._sketch import CountSketch, SketchStore
 from ._small_loss import SmallLoss
 from ._step_model import StepModel
@@ -40,6 +41,7 @@ __all__ = [
     "LinearSchedule",
     "PerGroup",
     "Policy",
+    "Prototypes",
     "QuantileThreshold",
     "ReferenceQuantile",
     "SketchStore",

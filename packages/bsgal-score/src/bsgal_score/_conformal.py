@@ -31,8 +31,9 @@ from ._real_window import RealWindow
 Combination = Literal["max", "bonferroni", "cauchy"]
 """How the sources' evidence becomes one p-value, see `EvidenceBook`."""
 
-# How many real units an assumption weighs as much as: that a group varies like all of them, and
-# that a second look says nothing new.
+# How many real units an assumption weighs as much as: that the mean of a group is that of all;
+# that a group varies like all; that a second look says nothing new.
+_PRIOR_MEAN = 2
 _PRIOR = 16
 _LEAST = 1e-6
 _BLOCK = 2048
@@ -44,7 +45,7 @@ class Calibration:
     Args:
         window: The real units; must not change meanwhile.
         group_of_class: (n_classes,).
-        shrinkage: k.
+        shrinkage: k, by source, (n_sources,).
         pooling: How many real units of the group the other groups weigh as much as.
         combine: The rule for several sources.
     """
@@ -53,7 +54,7 @@ class Calibration:
         self,
         window: RealWindow,
         group_of_class: NDArray[np.int32],
-        shrinkage: float,
+        shrinkage: NDArray[np.float64],
         pooling: float,
         combine: Combination,
     ) -> None:
@@ -188,13 +189,14 @@ class Calibration:
         centre: NDArray[np.float64],
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return w and the distance from the prediction."""
-        weights = 1.0 / (n_others.astype(np.float64) + self._k)
-        return weights, values - weights * (sums_of_others + self._k * centre)
+        k = _like(self._k, values)
+        weights = 1.0 / (n_others.astype(np.float64) + k)
+        return weights, values - weights * (sums_of_others + k * centre)
 
     def _group_means(self) -> NDArray[np.float64]:
         sums, n = self._by_group(self._sums), self._by_group(self._n_class)
         of_all = sums.sum(axis=1) / np.maximum(n.sum(axis=1), 1)
-        means: NDArray[np.float64] = (sums + self._k * of_all[:, None]) / (n + self._k)
+        means: NDArray[np.float64] = (sums + _PRIOR_MEAN * of_all[:, None]) / (n + _PRIOR_MEAN)
         return means
 
     def _group_variances(self, squares: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -226,12 +228,14 @@ class Calibration:
 
     def _looks_factor(self, counts: NDArray[np.uint8]) -> NDArray[np.float64]:
         """Return f(n); 1 at the real units' number of looks (its harmonic mean)."""
-        shape = (-1,) + (1,) * (counts.ndim - 1)
-        inverse = 1.0 / np.maximum(counts, 1)
-        factor: NDArray[np.float64] = (
-            self._between.reshape(shape) + self._within.reshape(shape) * inverse
-        )
+        between, within = _like(self._between, counts), _like(self._within, counts)
+        factor: NDArray[np.float64] = between + within / np.maximum(counts, 1)
         return factor
+
+
+def _like(per_source: NDArray[np.float64], values: NDArray[Any]) -> NDArray[np.float64]:
+    """Add axes, so that it goes with (n_sources, ...)."""
+    return per_source.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def _by_source(per_slot: NDArray[Any]) -> NDArray[Any]:

@@ -22,7 +22,8 @@ from ._looks import Looks, Source, gather_looks, unit_hashes
 from ._normal_scores import normal_scores
 from ._policies import check_settings
 from ._pooled_ranks import SortedGroups
-from ._real_window import RealWindow, occurrence
+from ._real_window import RealWindow
+from ._slots import occurrence
 from .errors import StateMismatchError
 
 # PyTorch saves few operations on unsigned integers, and needs none.
@@ -90,7 +91,8 @@ class EvidenceBook:
         min_real: Until so many real units can be compared (n + k), a source's values do not count:
             ranks among few are too coarse to be added to those among many.
         shrinkage: How many real units the group weighs as much as, against those of a class;
-            right where a class's mean varies 1/`shrinkage` as much as the units in a class.
+            right where a class's mean varies 1/`shrinkage` as much as the units in a class. A
+            source may have one of its own.
         pooling: How many real units of a group all other groups weigh as much as.
         combine: How sources combine.
 
@@ -125,11 +127,13 @@ class EvidenceBook:
             raise ValueError(f"`bad` must be 'low' or 'high', got {wrong[0]}")
         if not len(group_of_class):
             raise ValueError("`group_of_class` must name the group of at least one class, got none")
-        for name, number in (("window", window), ("max_looks", max_looks), ("min_real", min_real)):
-            if not 1 <= number < 256:
-                raise ValueError(f"`{name}` must lie in [1, 256), got {number}")
-        if not 0 < shrinkage < float("inf"):
-            raise ValueError(f"`shrinkage` must be positive and finite, got {shrinkage}")
+        for name, count in (("window", window), ("max_looks", max_looks), ("min_real", min_real)):
+            if not 1 <= count < 256:
+                raise ValueError(f"`{name}` must lie in [1, 256), got {count}")
+        by_source = [shrinkage if one.shrinkage is None else one.shrinkage for one in sources]
+        for number in (shrinkage, *by_source):
+            if not 0 < number < float("inf"):
+                raise ValueError(f"`shrinkage` must be positive and finite, got {number}")
         if not 0 <= pooling < float("inf"):
             raise ValueError(f"`pooling` must be finite and not negative, got {pooling}")
         if combine not in get_args(Combination):
@@ -138,6 +142,7 @@ class EvidenceBook:
         self.window, self.max_looks = int(window), int(max_looks)
         self.min_real = int(min_real)
         self.shrinkage, self.pooling, self.combine = float(shrinkage), float(pooling), combine
+        self._shrinkage = np.array(by_source, dtype=np.float64)
         groups = sorted(set(group_of_class))
         self._groups = np.array([groups.index(one) for one in group_of_class], dtype=np.int32)
         self._table = HashedTable(len(names))
@@ -255,7 +260,7 @@ class EvidenceBook:
 
     def _settings(self) -> dict[str, Any]:
         return {
-            "sources": [[source.name, source.bad] for source in self.sources],
+            "sources": [list(source) for source in self.sources],
             "group_of_class": list(self.group_of_class),
             "window": self.window,
             "max_looks": self.max_looks,
@@ -315,11 +320,10 @@ class EvidenceBook:
     ) -> NDArray[np.intp]:
         """Remember the newest values of real units; return the slots of all units, -1 for none."""
         slots = np.full(len(hashes), -1)
-        slots[is_real] = self._window.place(hashes[is_real], classes[is_real])
-        real = slots >= 0
-        old = self._window.renew(hashes[real], classes[real], slots[real], values[real])
+        slots[is_real], old = self._window.enter(hashes[is_real], classes[is_real], values[is_real])
+        new = np.where((slots >= 0)[:, None], values, np.float32(np.nan))[is_real]
         for source, ordered in enumerate(self._sorted):
-            ordered.replace(old[:, source], values[real, source], self._groups[classes[real]])
+            ordered.replace(old[:, source], new[:, source], self._groups[classes[is_real]])
         return slots
 
     def _sort_values(self) -> list[SortedGroups]:
@@ -336,7 +340,7 @@ class EvidenceBook:
         """Return scores by source, p-values and the smallest possible ones; NaN and 1 for none."""
         if self._calibration is None:
             self._calibration = Calibration(
-                self._window, self._groups, self.shrinkage, self.pooling, self.combine
+                self._window, self._groups, self._shrinkage, self.pooling, self.combine
             )
         slots = self._window.locate(rows["hashes"], rows["classes"])
         return self._calibration.judge(rows["classes"], slots, rows["means"], rows["counts"])

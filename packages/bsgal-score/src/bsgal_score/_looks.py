@@ -28,6 +28,10 @@ class Source(NamedTuple):
     name: str
     bad: Literal["low", "high"]
     """Which values speak against a unit: `"low"` for a similarity, `"high"` for a loss."""
+    shrinkage: float | None = None
+    """How many real units the group weighs as much as, against those of a class; None: the book's.
+    A similarity to the class itself, as of `Prototypes`, wants a large one, 100: it is the same for
+    all classes already, and that of two real units is one number seen twice."""
 
 
 def unit_hashes(ids: Sequence[str], is_real: NDArray[np.bool_]) -> NDArray[np.uint64]:

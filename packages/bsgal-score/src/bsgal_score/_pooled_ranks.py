@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ._real_window import occurrence
+from ._slots import occurrence
 
 
 class SortedGroups:
