@@ -57,6 +57,21 @@ class Cascade(nn.Module):
         return x
 
 
+class Tokens(nn.Module):
+    """A class token and position embeddings, one for all images, as in vision transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.positions = nn.Parameter(torch.randn(1, 4, 8))
+        self.offset = nn.Parameter(torch.randn(8))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+        return self.head(self.offset + torch.tanh(x + self.positions))
+
+
 def frozen_norm(width):
     norm = nn.BatchNorm2d(width)
     norm.running_mean.normal_()
@@ -101,6 +116,9 @@ HEADS = {
     "wrapped conv": (pictures, lambda: nn.Sequential(WrappedConv(4, 6, 3), nn.Conv2d(6, 2, 1))),
     "group norm": (pictures, lambda: nn.Sequential(nn.GroupNorm(2, 4), nn.Conv2d(4, 3, 2))),
     "layer norm": (vectors, lambda: nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 3))),
+    "rms norm": (vectors, lambda: nn.Sequential(nn.RMSNorm(8), nn.Linear(8, 3))),
+    "rms norm over positions": (lambda n: torch.randn(n, 3, 8), lambda: nn.RMSNorm((3, 8), 1e-3)),
+    "class token": (lambda n: torch.randn(n, 3, 8), Tokens),
     "frozen batch norm": (pictures, lambda: nn.Sequential(nn.Conv2d(4, 3, 2), frozen_norm(3))),
     "embedding": (
         tokens, lambda: nn.Sequential(nn.Embedding(10, 6, padding_idx=1), nn.Linear(6, 2)),

@@ -380,7 +380,7 @@ class Returning(nn.Module):
 @pytest.mark.parametrize(
     ("inner", "call", "cause"),
     [
-        (nn.LSTM(8, 8), lambda m, x: m(x)[0], r"LSTM returned tuple"),
+        (nn.LSTMCell(8, 8), lambda m, x: m(x)[0], r"LSTMCell returned tuple"),
         (nn.Bilinear(8, 8, 4), lambda m, x: m(x, x), r"Bilinear was called with a second tensor"),
         (nn.GRUCell(8, 8), lambda m, x: m(x, x), r"GRUCell was called with a second tensor"),
         (
@@ -389,7 +389,7 @@ class Returning(nn.Module):
             r"was not called with a tensor of rows first",
         ),
     ],
-    ids=["lstm", "bilinear", "gru cell", "weight norm"],
+    ids=["lstm cell", "bilinear", "gru cell", "weight norm"],
 )
 def test_a_module_that_cannot_be_run_for_some_rows_is_named_with_the_cause(inner, call, cause):
     model = Returning(inner, call)

@@ -242,6 +242,8 @@ def test_rows_that_all_units_share_are_named_or_skipped():
     with GhostScorer(model, cache, other_layers="skip") as scorer:
         scores = scorer.score(model(tokens).square().sum(), INDEX)
     assert scorer.names == tuple(n for n in cache.names if n != "0.positions.weight")
+    assert "saw one row" in scorer.left_out.pop("0.positions.weight")
+    assert scorer.left_out == {}
     chosen = {name: cache.parameters[name] for name in scorer.names}
     own = torch.autograd.grad(model(tokens[INDEX == 1]).square().sum(), list(chosen.values()))
     gradient = dict(zip(chosen, own, strict=True))
@@ -254,5 +256,7 @@ def test_an_encoder_layer_reports_what_was_scored():
     with GhostScorer(model, cache, other_layers="skip") as scorer:
         scores = scorer.score(model(torch.randn(N_ROWS, 3, WIDTH)).square().sum(), INDEX)
     assert not any("self_attn" in name for name in scorer.names)
+    assert set(scorer.left_out) == set(cache.names) - set(scorer.names)
+    assert scorer.left_out["self_attn.in_proj_bias"] == "belongs to a MultiheadAttention"
     n_scored = sum(cache.parameters[name].numel() for name in scorer.names)
     assert scores.coverage == n_scored / sum(p.numel() for p in model.parameters())

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
-from ._linear_maps import ExactCall, LinearCall
+from ._linear_maps import LinearCall
+from ._recorder import Call
 from .eager.ghost import compute_dtype
 from .errors import NonFiniteGradientError, StateMismatchError
 
@@ -25,7 +26,7 @@ _LARGEST_FACTOR = 4096
 class CallRows(NamedTuple):
     """Some rows of a recorded call, with the gradients that the reference loss sends into them."""
 
-    call: LinearCall | ExactCall
+    call: Call
     rows: Tensor
     """Indices of the rows."""
     output_grads: Tensor

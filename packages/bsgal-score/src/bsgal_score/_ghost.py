@@ -38,6 +38,7 @@ _SUPPORTED_MODULES = (
     nn.modules.conv._ConvNd,
     nn.GroupNorm,
     nn.LayerNorm,
+    nn.RMSNorm,
     nn.Embedding,
     _BatchNorm,
 )
@@ -63,9 +64,10 @@ class GhostScorer:
         modules: Modules whose parameters (those in the cache) are scored.
         cache: The gradient cache to score against and to feed.
         other_layers: What to do about a parameter in a layer other than Linear, convolutions,
-            GroupNorm, LayerNorm, Embedding and frozen BatchNorm: `"error"`; `"skip"` it (then
-            `coverage` is below 1); or `"exact"`, run the module again for every unit. Exact scoring
-            needs a module without randomness that maps a tensor of rows to a tensor.
+            GroupNorm, LayerNorm, RMSNorm, Embedding and frozen BatchNorm: `"error"`; `"skip"` it
+            (then `coverage` is below 1); or `"exact"`, run the module again for every unit. Exact
+            scoring needs a module without randomness that maps a tensor of rows to a tensor, or a
+            MultiheadAttention, LSTM, GRU or RNN.
         impl: Implementation of the sums, as in `bsgal_score.ops`.
 
     Raises:
@@ -102,11 +104,13 @@ class GhostScorer:
                 "no parameter of `modules` is in the cache: make the cache from the model that "
                 "holds them, and do not exclude them"
             )
-        watched, self._exact = self._sort_out_layers()
+        watched, self._exact, self._others = self._sort_out_layers()
         self._recorder = Recorder(watched)
         self._watched = tuple(name for name in cache.names if name in watched)
         self.names = self._watched
         """Parameters that the last scores are about; before the first, all that may be scored."""
+        self.left_out: dict[str, str] = dict(self._others)
+        """Parameters of the modules and the cache that they are not about, and why."""
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._scored: ScoredPass | None = None
 
@@ -287,8 +291,10 @@ class GhostScorer:
             raise ValueError("no units were scored: call `score` first, inside `with scorer:`")
         return self._scored
 
-    def _sort_out_layers(self) -> tuple[dict[str, Tensor], dict[nn.Module, dict[str, str]]]:
-        """Find the parameters to watch, and the modules to score exactly with their parameters."""
+    def _sort_out_layers(
+        self,
+    ) -> tuple[dict[str, Tensor], dict[nn.Module, dict[str, str]], dict[str, str]]:
+        """Find the parameters to watch, the modules to score exactly, and what is left out."""
         watched: dict[str, Tensor] = {}
         exact: dict[nn.Module, dict[str, str]] = defaultdict(dict)
         others: dict[str, str] = {}
@@ -300,20 +306,28 @@ class GhostScorer:
         }
         for module, attribute, parameter, name in self._bound:
             owner = uncalled.get(module, module)
-            if isinstance(owner, _SUPPORTED_MODULES):
+            # A module around others may add its own parameters to what they return, or expand them:
+            # how it uses them shows when it runs.
+            is_around_others = any(True for _ in owner.children())
+            if isinstance(owner, _SUPPORTED_MODULES) or (
+                is_around_others
+                and self.other_layers != "exact"
+                and not isinstance(owner, nn.MultiheadAttention)
+            ):
                 watched[name] = parameter
             elif self.other_layers == "exact":
                 watched[name] = parameter
-                exact[module][attribute] = name
+                inner = "" if owner is module else _place_in(module, owner)
+                exact[owner][f"{inner}{attribute}"] = name
             else:
-                others[name] = type(owner).__name__
+                others[name] = f"belongs to a {type(owner).__name__}"
         if others and self.other_layers == "error":
-            listed = ", ".join(f"{name!r} belongs to a {kind}" for name, kind in others.items())
+            listed = ", ".join(f"{name!r} {kind}" for name, kind in others.items())
             raise UnsupportedLayerError(
                 f"{listed}: such layers cannot be scored row by row; pass other_layers='exact' or "
                 "'skip', or exclude them from the cache"
             )
-        return watched, dict(exact)
+        return watched, dict(exact), others
 
     def _recorded_calls(
         self, loss: Tensor, unit_index: UnitIndex, unit_axis: UnitAxis
@@ -329,6 +343,7 @@ class GhostScorer:
         self._raise_on(without)
         indexed = [one for one in indexed if without.keys().isdisjoint(one.call.names.values())]
         skipped = unsupported.keys() | without.keys()
+        self.left_out = self._others | unsupported | without
         self.names = tuple(name for name in self._watched if name not in skipped)
         if not indexed and skipped:
             raise UnsupportedLayerError(f"all was skipped: {_listed(unsupported | without)}")
@@ -370,6 +385,10 @@ class GhostScorer:
                 "TorchScript, which cannot be watched"
             )
         return message
+
+
+def _place_in(module: nn.Module, owner: nn.Module) -> str:
+    return next(f"{name}." for name, one in owner.named_modules() if one is module)
 
 
 def _listed(unsupported: Mapping[str, str]) -> str:

@@ -27,7 +27,8 @@ _TRANSPOSED = (*_CONVOLUTION[:5], "output_padding", "groups", "dilation")
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED_CONVOLUTIONS = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
-_NORMALISATIONS = (F.group_norm, F.layer_norm, F.batch_norm)
+_OVER_FEATURES = (F.layer_norm, F.rms_norm)
+_NORMALISATIONS = (F.group_norm, F.batch_norm, *_OVER_FEATURES)
 
 LINEAR_MAPS: dict[Callable[..., Any], tuple[str, ...]] = {
     F.linear: ("input", "weight", "bias"),
@@ -39,6 +40,7 @@ LINEAR_MAPS: dict[Callable[..., Any], tuple[str, ...]] = {
     F.conv_transpose3d: _TRANSPOSED,
     F.group_norm: ("input", "num_groups", "weight", "bias", "eps"),
     F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
+    F.rms_norm: ("input", "normalized_shape", "weight", "eps"),
     F.batch_norm: (
         "input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps",
     ),
@@ -152,7 +154,7 @@ class LinearCall:
         shape = tuple(self.inputs.shape)
         if self.function is F.linear:
             return shape[:-1]
-        if self.function is F.layer_norm:
+        if self.function in _OVER_FEATURES:
             return shape[: len(shape) - len(self.arguments["normalized_shape"])]
         if self.function is F.embedding:
             return shape
@@ -245,7 +247,10 @@ class LinearCall:
         d = output_grads.to(dtype)
         found = {}
         if "weight" in self.names and self.is_normalisation:
-            normalised = self._call(rows, {"weight": None, "bias": None}, dtype)
+            without: dict[str, Tensor | None] = {
+                role: None for role in ("weight", "bias") if role in self.arguments
+            }
+            normalised = self._call(rows, without, dtype)
             found[self.names["weight"]] = self._sum_over_positions(normalised.mul_(d))
         if "bias" in self.names:
             found[self.names["bias"]] = self._sum_over_positions(d)
@@ -253,7 +258,7 @@ class LinearCall:
 
     def _sum_over_positions(self, outputs: Tensor) -> Tensor:
         """Sum all axes but the first and those of the weight or bias."""
-        if self.function is F.layer_norm:
+        if self.function in _OVER_FEATURES:
             positions = range(1, outputs.dim() - len(self.arguments["normalized_shape"]))
             return outputs.sum(dim=tuple(positions)) if positions else outputs
         return outputs.flatten(2).sum(dim=2) if outputs.dim() > 2 else outputs
@@ -334,7 +339,7 @@ class LinearCall:
     ) -> Tensor:
         given = {**self.arguments, **parameters, "input": self.inputs[rows]}
         outputs: Tensor = self.function(
-            **{name: _widened(value, dtype) for name, value in given.items()}
+            **{name: widened(value, dtype) for name, value in given.items()}
         )
         return outputs
 
@@ -347,66 +352,7 @@ class LinearCall:
         return output_grads.masked_fill(is_padding[..., None], 0)
 
 
-@dataclass(frozen=True)
-class ExactCall:
-    """One recorded call of a module of another kind, which is run again for every unit."""
-
-    module: torch.nn.Module
-    positional: tuple[Any, ...]
-    keywords: dict[str, Any]
-    names: dict[str, str]
-    """Parameter name in the module to name in the cache."""
-    edge: GradientEdge
-    output_shape: tuple[int, ...]
-    sources: frozenset[Node]
-    version: int | None
-    """Of the input when the call was made."""
-
-    @property
-    def inputs(self) -> Tensor:
-        """The first argument, whose first axis is that of the rows."""
-        inputs: Tensor = self.positional[0]
-        return inputs
-
-    @property
-    def row_lengths(self) -> tuple[int, ...]:
-        """Lengths of the axes that may be that of the rows: all but the last, if there are two."""
-        shape = tuple(self.inputs.shape)
-        return shape[:-1] if len(shape) > 1 else shape
-
-    def with_rows_first(self, axes: range) -> ExactCall:
-        """Return the call; only the first axis can be that of the rows."""
-        if axes != range(1):
-            raise ValueError(
-                "other_layers='exact' needs rows along the first axis, and `unit_axis` and "
-                f"`unit_index` name axes {list(axes)} for {sorted(self.names.values())}"
-            )
-        return self
-
-    def check_input(self) -> None:
-        """Raise `ChangedInputError` if the input was written to since the call."""
-        check_version(self.inputs, self.version, self.names.values())
-
-    def gradients(self, rows: Tensor, output_grads: Tensor) -> dict[str, Tensor]:
-        """Return the gradient that some rows give to the module's parameters."""
-        dtype = compute_dtype(output_grads)
-        # All of it in one dtype: under autocast the inputs may be narrower than the parameters.
-        state = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        state = {name: _widened(tensor.detach(), dtype) for name, tensor in state.items()}
-        inputs = (self.inputs[rows], *self.positional[1:])
-        keywords = {name: _widened(value, dtype) for name, value in self.keywords.items()}
-        with torch.enable_grad(), exact_convolutions():
-            leaves = {role: state[role].requires_grad_() for role in self.names}
-            outputs = torch.func.functional_call(
-                self.module, state, tuple(_widened(one, dtype) for one in inputs), keywords
-            )
-            gradients = torch.autograd.grad(
-                outputs, list(leaves.values()), output_grads.to(outputs.dtype)
-            )
-        return dict(zip(self.names.values(), gradients, strict=True))
-
-
-def _widened(value: Any, dtype: torch.dtype) -> Any:
+def widened(value: Any, dtype: torch.dtype) -> Any:
     """Return a floating-point tensor in the dtype, and anything else as it is."""
     is_floating = isinstance(value, Tensor) and value.is_floating_point()
     return value.to(dtype) if is_floating else value

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ._graph import Place, output_edge, sources_of, unrecorded_uses
-from ._linear_maps import LINEAR_MAPS, ExactCall, LinearCall, version_of, why_unsupported
-from .errors import UnsupportedLayerError
+from ._broadcast_calls import BROADCASTS, BroadcastCall
+from ._exact_calls import ExactCall, exact_call
+from ._graph import Place, unrecorded_uses
+from ._linear_maps import LINEAR_MAPS, LinearCall, why_unsupported
 
-Call = LinearCall | ExactCall
+Call = LinearCall | ExactCall | BroadcastCall
 
 _recording: list[Recorder] = []
 """Those between `start` and `stop`."""
@@ -163,6 +164,13 @@ class Recorder(TorchFunctionMode):
             if reason is None and len(names) < len(used):
                 reason = f"it is an input of {function.__name__}"
                 used = used.difference(names.values())
+        elif function in BROADCASTS and len(used) == 1:
+            (name,) = used
+            found = BroadcastCall.of(function, args, kwargs, outputs, name, self._parameters[name])
+            if isinstance(found, BroadcastCall):
+                self.calls.append(found)
+                return
+            reason = found
         if reason is not None:
             for name in used:
                 self._reasons.setdefault(name, reason)
@@ -211,18 +219,6 @@ def _name(function: Callable[..., Any]) -> str:
     return getattr(getattr(function, "__self__", None), "__name__", name) if "__" in name else name
 
 
-def _why_not_exact(args: tuple[Any, ...], kwargs: Mapping[str, Any], outputs: Any) -> str | None:
-    """Say why a module's call cannot be made again for some of its rows; None if it can."""
-    if not isinstance(outputs, Tensor):
-        return f"returned {type(outputs).__name__}"
-    if not (args and isinstance(args[0], Tensor) and args[0].dim() > 0):
-        return "was not called with a tensor of rows first"
-    others = [one for one in (*args[1:], *kwargs.values()) if isinstance(one, Tensor)]
-    if any(one.dim() > 0 and len(one) == len(args[0]) for one in others):
-        return "was called with a second tensor that has an entry for every row"
-    return None
-
-
 def record_module(
     recorder: Recorder, module: torch.nn.Module, names: Mapping[str, str]
 ) -> list[torch.utils.hooks.RemovableHandle]:
@@ -230,7 +226,7 @@ def record_module(
 
     Args:
         recorder: Where to put them.
-        module: Maps a tensor of rows to a tensor.
+        module: Maps rows to rows; see `layout_of`.
         names: Parameter name in the module to name in the cache.
     """
 
@@ -239,31 +235,15 @@ def record_module(
 
     def after(
         module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any
-    ) -> None:
+    ) -> Any:
         recorder.leave_module()
         if not recorder.active:
-            return
-        problem = _why_not_exact(args, kwargs, outputs)
-        if problem is not None:
-            raise UnsupportedLayerError(
-                f"{sorted(names.values())} cannot be scored with other_layers='exact', which runs "
-                f"modules that map one tensor of rows to a tensor once more for every unit: "
-                f"{type(module).__name__} {problem}; pass other_layers='skip', or exclude them "
-                "from the cache"
-            )
-        if outputs.requires_grad:
-            recorder.calls.append(
-                ExactCall(
-                    module,
-                    tuple(a.detach() if isinstance(a, Tensor) else a for a in args),
-                    dict(kwargs),
-                    dict(names),
-                    output_edge(outputs),
-                    outputs.shape,
-                    sources_of(_leaves((*args, *kwargs.values()))),
-                    version_of(args[0]),
-                )
-            )
+            return None
+        call, replaced = exact_call(module, args, kwargs, outputs, names)
+        if call is None:
+            return None
+        recorder.calls.append(call)
+        return replaced
 
     return [
         module.register_forward_pre_hook(before),
