@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bsgal_train.annotations import LvisAnnotations
     from bsgal_train.engine.run import evaluate, train
+    from bsgal_train.engine.steering import Steering
     from bsgal_train.evaluation import evaluate_lvis
     from bsgal_train.recipe import Recipe
     from bsgal_train.recipe.library import load_recipe
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LvisAnnotations",
     "Recipe",
+    "Steering",
     "__version__",
     "evaluate",
     "evaluate_lvis",
@@ -32,6 +34,7 @@ __version__ = version("bsgal-train")
 _MODULES = {
     "LvisAnnotations": "annotations",
     "Recipe": "recipe",
+    "Steering": "engine.steering",
     "evaluate": "engine.run",
     "evaluate_lvis": "evaluation",
     "load_recipe": "recipe.library",

@@ -311,7 +311,9 @@ def test_two_processes_publish_the_same_weights_or_none(in_processes):
         draws = table(2)
         seen = train(draws, batches(draws, 1), 1, 10)
         assert seen == expected(10, 2)
-        with pytest.raises(DrawTableError, match="publish different weights after step 12"):
+        with pytest.raises(DrawTableError, match="different weights for version 6"):
             draws.publish(12, weights(rank))
+        with pytest.raises(DrawTableError, match="different weights for version 0"):
+            table(2, initial=weights(rank))
 
     assert in_processes(2, work) == [0, 0]

@@ -41,6 +41,8 @@ class DrawTable:
     delivered, and no later one needs version k - 2, which it replaces. A reader that needs a
     replaced version all the same gets an error, never other weights.
 
+    Where a run has several processes, all of them make a table and publish in it, equal weights.
+
     Args:
         n_instances: Number of instances of the pool.
         batch_size: Samples of a step, of all processes together.
@@ -52,6 +54,7 @@ class DrawTable:
     Raises:
         ValueError: A number is below 1, or the weights are not one finite number of at least 0 per
             instance.
+        DrawTableError: The processes of the run have different weights.
     """
 
     def __init__(
@@ -114,16 +117,14 @@ class DrawTable:
     def publish(self, step: int, weights: npt.ArrayLike) -> None:
         """Publish the next version, after every `publish_every`-th step, before a checkpoint of it.
 
-        All processes of a run have to call it, each with the same weights.
-
         Args:
             step: Steps that are done.
             weights: `(n_instances,)`, of at least 0; kept as float32.
 
         Raises:
             ValueError: The weights are not one finite number of at least 0 per instance.
-            DrawTableError: A version was left out or is published twice, or the processes have
-                different weights.
+            DrawTableError: A version was left out or is published twice, or the processes of the
+                run have different weights.
         """
         version = self.latest + 1
         if step != version * self.publish_every:
@@ -132,13 +133,7 @@ class DrawTable:
                 f"{version * self.publish_every}, got step {step}; publish after every "
                 f"{self.publish_every} steps, also where the weights are what they were"
             )
-        new = self._checked(weights)
-        if len({sums for (sums,) in processes.gather([_checksum(version, new)])}) > 1:
-            raise DrawTableError(
-                f"the processes of this run publish different weights after step {step}; make them "
-                "from what all processes have found out together"
-            )
-        self._write(version, new)
+        self._write(version, self._checked(weights))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the versions that samples of later steps are drawn by."""
@@ -178,9 +173,14 @@ class DrawTable:
         return values
 
     def _write(self, version: int, weights: Weights) -> None:
-        slot = version % _N_SLOTS
+        slot, checksum = version % _N_SLOTS, _checksum(version, weights)
+        if any(other != checksum for (other,) in processes.gather([checksum])):
+            raise DrawTableError(
+                f"the processes of this run have different weights for version {version} of the "
+                "draw table; make them from what all processes have found out together"
+            )
         self._weights[slot].copy_(torch.from_numpy(weights))
-        self._labels[slot] = torch.tensor([version, _checksum(version, weights)])
+        self._labels[slot] = torch.tensor([version, checksum])
 
     def _wait_for(self, version: int) -> Weights:
         began = time.monotonic()

@@ -20,6 +20,7 @@ from bsgal_train.annotations.findings import lvis_v1_train_problem
 from bsgal_train.data import (
     ClassMatchedReference,
     DrawnAhead,
+    DrawTable,
     RandomCrop,
     RepeatFactorSampler,
     TrainingMapper,
@@ -36,6 +37,7 @@ from bsgal_train.detector import (
 )
 from bsgal_train.engine.memory import available_bytes, check_memory
 from bsgal_train.engine.optimizer import build_optimizer
+from bsgal_train.engine.steering import SteeredDraws, Steering
 from bsgal_train.engine.step import TrainingSteps, step_seed
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.errors import AnnotationFormatError
@@ -70,7 +72,11 @@ class Assembly:
 
 
 def assemble(
-    recipe: Recipe, annotations: LvisAnnotations, *, initial_weights: bool = True
+    recipe: Recipe,
+    annotations: LvisAnnotations,
+    *,
+    initial_weights: bool = True,
+    steering: Steering | None = None,
 ) -> Assembly:
     """Make what a recipe's steps are taken with; everything is checked, nothing is written.
 
@@ -78,9 +84,10 @@ def assemble(
         recipe: of the run.
         annotations: of the training images.
         initial_weights: load what the recipe starts from; not needed where a checkpoint follows.
+        steering: weighs the pool's instances as training goes on; None: all alike.
 
     Raises:
-        ValueError: for bad settings, annotations or pool.
+        ValueError: for bad settings, annotations, pool or weights of its instances.
         TooLittleMemoryError: if gradients and their cache cannot fit.
     """
     own = _own_samples(recipe.schedule)
@@ -91,8 +98,16 @@ def assemble(
     seed = recipe.schedule.seed
     skipped = SkippedFiles()
     sha256 = file_sha256(annotations.path)
-    copy_paste = _copy_paste(recipe, annotations, sha256)
-    mapper = TrainingMapper(annotations, crop, seed=seed, copy_paste=copy_paste)
+    pool = _matched_pool(recipe, annotations)
+    draws = None if steering is None else _steered_draws(recipe, pool, steering)
+    table = None if draws is None else draws.table
+    mapper = TrainingMapper(
+        annotations,
+        crop,
+        seed=seed,
+        copy_paste=None if pool is None else _copy_paste(recipe, pool, annotations, sha256, table),
+        draw_table=table,
+    )
     sampler = RepeatFactorSampler(
         compute_repeat_factors(annotations, recipe.data.repeat_threshold), seed
     )
@@ -123,9 +138,9 @@ def assemble(
     return Assembly(
         annotations=annotations,
         annotations_sha256=sha256,
-        pool=None if copy_paste is None else copy_paste.pool,
+        pool=pool,
         detector=detector,
-        steps=TrainingSteps(recipe, detector, update, selection, skipped),
+        steps=TrainingSteps(recipe, detector, update, selection, skipped, draws),
         batches=batches,
     )
 
@@ -162,7 +177,7 @@ def _own_samples(schedule: ScheduleConfig) -> range:
     return processes.share(schedule.batch_size)
 
 
-def _copy_paste(recipe: Recipe, annotations: LvisAnnotations, sha256: str) -> CopyPaste | None:
+def _matched_pool(recipe: Recipe, annotations: LvisAnnotations) -> InstancePool | None:
     if not recipe.paste.pool:
         return None
     if not recipe.selection.spec.pastes:
@@ -176,7 +191,39 @@ def _copy_paste(recipe: Recipe, annotations: LvisAnnotations, sha256: str) -> Co
         # The first use of a large pool writes its index.
         pool = InstancePool.open(recipe.paste.pool).match(annotations.categories)
     logger.info("pool: %d instances of %d categories", len(pool), len(pool.category_ids))
-    sampler = CategoryBalancedSampler(pool, count_range=(0, recipe.paste.max_instances + 1))
+    return pool
+
+
+def _steered_draws(recipe: Recipe, pool: InstancePool | None, steering: Steering) -> SteeredDraws:
+    if pool is None:
+        raise ValueError(
+            "`steering` weighs the instances of a pool, and this run pastes none; set paste.pool "
+            "and a selection.mode that pastes"
+        )
+    # As PyTorch loads ahead.
+    ahead = 2 * recipe.data.n_workers
+    if steering.publish_every < ahead:
+        logger.warning(
+            "loader processes work up to %d steps ahead and will wait for draw weights that are "
+            "published every %d steps",
+            ahead,
+            steering.publish_every,
+        )
+    return SteeredDraws(pool, steering, recipe.schedule.batch_size)
+
+
+def _copy_paste(
+    recipe: Recipe,
+    pool: InstancePool,
+    annotations: LvisAnnotations,
+    sha256: str,
+    table: DrawTable | None,
+) -> CopyPaste:
+    sampler = CategoryBalancedSampler(
+        pool,
+        count_range=(0, recipe.paste.max_instances + 1),
+        instance_weights=None if table is None else table.current,
+    )
     scale = NormalScale(statistics=scale_statistics(annotations.path, sha256))
     return CopyPaste(pool, sampler, scale, on_corrupt="skip")
 

@@ -21,6 +21,7 @@ from bsgal_train.detector import (
     save_detector,
 )
 from bsgal_train.engine.assembly import Assembly, assemble
+from bsgal_train.engine.steering import Steering
 from bsgal_train.engine.trainer import Progress, Trainer
 from bsgal_train.engine.validation import validate
 from bsgal_train.evaluation import LvisResult
@@ -58,7 +59,13 @@ class RunResult:
     accepted_share: float | None
 
 
-def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = None) -> RunResult:
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    progress: Progress | None = None,
+    steering: Steering | None = None,
+) -> RunResult:
     """Train a recipe in `folder`, or go on where an earlier start of it stopped.
 
     Writes `recipe.json`, `provenance.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`,
@@ -68,6 +75,8 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
         recipe: the settings; all of them are checked against the data before the first step.
         folder: made if missing.
         progress: told after every step.
+        steering: weighs the pool's instances as training goes on; None: all alike. A resumed run
+            is given the same one.
 
     Raises:
         ValueError: for bad settings, annotations or pool, or a folder of another recipe.
@@ -82,7 +91,7 @@ def train(recipe: Recipe, folder: str | Path, *, progress: Progress | None = Non
     validation = data.load_validation()
     if validation is not None:
         _check_same_categories(annotations, validation)
-    assembly = assemble(recipe, annotations)
+    assembly = assemble(recipe, annotations, steering=steering)
     detector = assembly.detector
     inputs = describe_inputs(annotations, assembly.annotations_sha256, validation, assembly.pool)
     _prepare_folder(folder, recipe, inputs)

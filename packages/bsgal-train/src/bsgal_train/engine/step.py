@@ -16,6 +16,7 @@ from bsgal_score.errors import NonFiniteGradientError
 from bsgal_train.data import TrainingSample
 from bsgal_train.data.skipped_files import SkippedFiles
 from bsgal_train.engine.optimizer import learning_rate, peak_learning_rate
+from bsgal_train.engine.steering import SteeredDraws
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
@@ -70,6 +71,7 @@ class TrainingSteps:
         update: of the detector; the rate of its optimizer is set at every step.
         selection: the mode's step.
         skipped: counts what its samples and the selection could not read.
+        draws: told of every step, also of those left out; None where draws follow nothing.
 
     Attributes:
         skipped: as given.
@@ -85,6 +87,7 @@ class TrainingSteps:
         update: OptimizerStep,
         selection: SelectionStep,
         skipped: SkippedFiles,
+        draws: SteeredDraws | None = None,
     ) -> None:
         self._schedule = recipe.schedule
         self._max_skipped = recipe.optimizer.max_skipped_steps
@@ -93,6 +96,7 @@ class TrainingSteps:
         self._update = update
         self._selection = selection
         self.skipped = skipped
+        self._draws = draws
         self._lr = peak_learning_rate(recipe)
         self.n_done = 0
         self.n_skipped = 0
@@ -197,6 +201,8 @@ class TrainingSteps:
     def _advance(self) -> None:
         self.n_done += 1
         self.position += self._schedule.batch_size
+        if self._draws is not None:
+            self._draws.after_step(self.n_done)
 
     def _skips(self) -> dict[str, float]:
         return {"n_skipped": float(self.n_skipped)} if self._max_skipped else {}
@@ -222,7 +228,13 @@ class TrainingSteps:
 
         Raises:
             OtherModelError: it is the state of another model.
+            ValueError: it is of a run with steering and this one has none, or the other way round.
         """
+        if ("draws" in state.states) != (self._draws is not None):
+            here, there = ("without", "with") if self._draws is None else ("with", "without")
+            raise ValueError(
+                f"{source} is of a run {there} steering, and this one is {here}; go on {there} it"
+            )
         check_same_model(state.model, self._detector.state_dict(), source)
         self._detector.load_state_dict(state.model)
         for name, part in self._stateful().items():
@@ -237,6 +249,7 @@ class TrainingSteps:
             "update": self._update,
             "selection": self._selection,
             "skipped": self.skipped,
+            **({} if self._draws is None else {"draws": self._draws}),
         }
 
 

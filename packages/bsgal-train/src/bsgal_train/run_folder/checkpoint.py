@@ -39,7 +39,8 @@ class TrainingState:
         model: the detector's state dict.
         states: state dicts of everything else that a step depends on, by name: `optimizer`,
             `update` (loss scale and average of the weights), `selection` (gradient cache, policy,
-            counts), `skipped` (what could not be read), `steps` (how many were left out).
+            counts), `skipped` (what could not be read), `steps` (how many were left out),
+            `draws` (the weights that instances are drawn by, where training steers them).
     """
 
     step: int
