@@ -133,6 +133,8 @@ def dump(recipe: Recipe, n_looks: int, n_steps: int) -> dict[str, Any]:
     from bsgal_train.engine.step import TrainingSteps, step_seed
     from bsgal_train.engine.update import OptimizerStep
     from bsgal_train.selection.scoring.class_rows import ClassRowScoring
+    from bsgal_train.selection.setup import Setup
+    from bsgal_train.selection.training_batch import TrainingBatch
 
     annotations = DataPaths.of(recipe.data).load_training()
     assembly = assemble(recipe, annotations)
@@ -142,16 +144,20 @@ def dump(recipe: Recipe, n_looks: int, n_steps: int) -> dict[str, Any]:
         scale_range=recipe.data.scale_range,
         flip_prob=recipe.data.flip_prob,
     )
-    scoring = ClassRowScoring(
-        detector,
-        ClassMatchedReference(annotations, crop),
-        recipe.override("selection.mode=instance"),
+    precision = recipe.detector.precision
+    optimizer = build_optimizer(detector, recipe.optimizer)
+    update = OptimizerStep(detector, optimizer, recipe.optimizer, precision)
+    setup = Setup(
+        recipe=recipe.override("selection.mode=instance"),
+        detector=detector,
+        reference=ClassMatchedReference(annotations, crop),
+        update=update,
     )
-    scoring.prepare(detector, (), 0, step_seed(_SEED, 0))
-    looking = LookingStep(scoring.recording(), recipe.detector.precision)
+    scoring = ClassRowScoring(setup)
+    nothing = TrainingBatch(detector, (), 0, step_seed(_SEED, 0), precision, "instance")
+    scoring.prepare(nothing)
+    looking = LookingStep(scoring.recording(), precision)
     if n_steps:
-        optimizer = build_optimizer(detector, recipe.optimizer)
-        update = OptimizerStep(detector, optimizer, recipe.optimizer, recipe.detector.precision)
         steps = TrainingSteps(recipe, detector, update, looking, assembly.steps.skipped)
         for number, samples in zip(range(n_steps), assembly.batches(0), strict=False):
             steps.take(samples)
