@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bsgal_train.annotations import LvisAnnotations
+    from bsgal_train.engine.hooks import FinishedStep, Hook
+    from bsgal_train.engine.plateau import StopOnPlateau
     from bsgal_train.engine.run import evaluate, train
     from bsgal_train.engine.steering import Steering
     from bsgal_train.evaluation import evaluate_lvis
@@ -18,9 +20,12 @@ if TYPE_CHECKING:
     from bsgal_train.run_folder.decision_log import read_decisions
 
 __all__ = [
+    "FinishedStep",
+    "Hook",
     "LvisAnnotations",
     "Recipe",
     "Steering",
+    "StopOnPlateau",
     "__version__",
     "evaluate",
     "evaluate_lvis",
@@ -32,9 +37,12 @@ __all__ = [
 __version__ = version("bsgal-train")
 
 _MODULES = {
+    "FinishedStep": "engine.hooks",
+    "Hook": "engine.hooks",
     "LvisAnnotations": "annotations",
     "Recipe": "recipe",
     "Steering": "engine.steering",
+    "StopOnPlateau": "engine.plateau",
     "evaluate": "engine.run",
     "evaluate_lvis": "evaluation",
     "load_recipe": "recipe.library",

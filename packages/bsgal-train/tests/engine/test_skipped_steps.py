@@ -39,7 +39,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Spoil:
         def spoilt(self: Any, samples: Sequence[Any]) -> Any:
             if self.n_done + 1 not in steps or processes.rank() != rank:
                 return take(self, samples)
-            (found,) = (m for name, m in self._detector.named_modules() if name.endswith(module))
+            (found,) = (m for name, m in self.detector.named_modules() if name.endswith(module))
             handle = found.register_forward_hook(lambda _, __, output: output * float("nan"))
             try:
                 return take(self, samples)

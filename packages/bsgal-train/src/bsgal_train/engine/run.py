@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
-import shutil
 import statistics
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ from bsgal_train.detector import (
     save_detector,
 )
 from bsgal_train.engine.assembly import Assembly, assemble
+from bsgal_train.engine.hooks import Hook, HookList
 from bsgal_train.engine.steering import Steering
 from bsgal_train.engine.trainer import Progress, Trainer
-from bsgal_train.engine.validation import validate
+from bsgal_train.engine.validation import ValidateOnTheWay, validate
 from bsgal_train.evaluation import LvisResult
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
@@ -39,8 +39,6 @@ from bsgal_train.run_folder.same_run import differing_settings
 
 __all__ = ["RunResult", "evaluate", "train"]
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
@@ -51,18 +49,23 @@ class RunResult:
         evaluation: on the validation annotations; None where there are none.
         step_s: seconds of a step with its loading; the median over the rows of metrics.
         accepted_share: accepted share of the judged units; None if nothing was judged.
+        n_steps: steps that were taken.
+        stopped: why a hook ended it before the last step of its recipe; None if none did.
     """
 
     folder: Path
     evaluation: LvisResult | None
     step_s: float
     accepted_share: float | None
+    n_steps: int
+    stopped: str | None
 
 
 def train(
     recipe: Recipe,
     folder: str | Path,
     *,
+    hooks: Sequence[Hook] = (),
     progress: Progress | None = None,
     steering: Steering | None = None,
 ) -> RunResult:
@@ -74,11 +77,14 @@ def train(
     Args:
         recipe: the settings; all of them are checked against the data before the first step.
         folder: made if missing.
+        hooks: called after every step, in this order; a resumed run is given the same ones, which
+            go on from their state in the checkpoint.
         progress: told after every step.
         steering: weighs the pool's instances as training goes on; None: all alike. A resumed run
             is given the same one.
 
     Raises:
+        TypeError: if a hook is none, or its state cannot be stored.
         ValueError: for bad settings, annotations or pool, or a folder of another recipe.
         OSError: if the folder cannot be written.
         TooLittleMemoryError: if gradients and their cache cannot fit.
@@ -91,31 +97,24 @@ def train(
     validation = data.load_validation()
     if validation is not None:
         _check_same_categories(annotations, validation)
+        if recipe.schedule.eval_every:
+            # First, so that the others see its numbers.
+            hooks = [ValidateOnTheWay(validation), *hooks]
+    called = HookList(hooks)
     assembly = assemble(recipe, annotations, steering=steering)
-    detector = assembly.detector
     inputs = describe_inputs(annotations, assembly.annotations_sha256, validation, assembly.pool)
     _prepare_folder(folder, recipe, inputs)
-
-    def evaluate_on_the_way(step: int) -> dict[str, float]:
-        assert validation is not None, "only passed on where there are validation annotations"
-        predictions = folder / f"predictions-{step:08d}"
-        metrics = validate(detector, validation, recipe, predictions).result.metrics["segm"]
-        if processes.rank() == 0:
-            shutil.rmtree(predictions)
-        values = {name: getattr(metrics, name) for name in ("ap", "apr", "apc", "apf")}
-        logger.info("step %d: mask %s", step, values)
-        return {f"val/{name}": value for name, value in values.items() if value is not None}
 
     Trainer(
         recipe=recipe,
         steps=assembly.steps,
         batches=assembly.batches,
         folder=folder,
+        hooks=called,
         progress=progress,
-        evaluate=evaluate_on_the_way if validation is not None else None,
     ).run()
     with assembly.steps.averaged():
-        return _finish(folder, recipe, assembly, validation)
+        return _finish(folder, recipe, assembly, validation, called.stopped)
 
 
 def evaluate(
@@ -216,6 +215,7 @@ def _finish(
     recipe: Recipe,
     assembly: Assembly,
     validation: LvisAnnotations | None,
+    stopped: str | None,
 ) -> RunResult:
     """Write the trained detector, evaluate it, and sum the run up."""
     is_first = processes.rank() == 0
@@ -230,7 +230,8 @@ def _finish(
     shares = read_decisions(folder / "decisions").column("accepted_share").to_pylist()
     accepted_share = shares[-1] if shares else None
     summary = {
-        "n_steps": recipe.schedule.n_steps,
+        "n_steps": assembly.steps.n_done,
+        "stopped": stopped,
         "step_s": step_s,
         "accepted_share": accepted_share,
         "n_skipped": int(max(row.get("n_skipped", 0) for row in rows)),
@@ -247,6 +248,8 @@ def _finish(
         evaluation=None if found is None else found.result,
         step_s=step_s,
         accepted_share=accepted_share,
+        n_steps=assembly.steps.n_done,
+        stopped=stopped,
     )
 
 

@@ -20,7 +20,7 @@ from bsgal_train.engine.steering import SteeredDraws
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
-from bsgal_train.run_folder.checkpoint import TrainingState, check_same_model
+from bsgal_train.run_folder.checkpoint import StoredParts, TrainingState, check_same_model
 from bsgal_train.run_folder.decision_log import Decision
 from bsgal_train.selection import SelectionStep
 
@@ -74,6 +74,7 @@ class TrainingSteps:
         draws: told of every step, also of those left out; None where draws follow nothing.
 
     Attributes:
+        detector: as given.
         skipped: as given.
         n_done: steps taken, those left out among them.
         n_skipped: steps that were left out.
@@ -91,12 +92,19 @@ class TrainingSteps:
     ) -> None:
         self._schedule = recipe.schedule
         self._max_skipped = recipe.optimizer.max_skipped_steps
-        self._detector = detector
+        self.detector = detector
         self._optimizer = update.optimizer
         self._update = update
         self._selection = selection
         self.skipped = skipped
         self._draws = draws
+        self._stored = StoredParts(
+            optimizer=update.optimizer,
+            update=update,
+            selection=selection,
+            skipped=skipped,
+            draws=draws,
+        )
         self._lr = peak_learning_rate(recipe)
         self.n_done = 0
         self.n_skipped = 0
@@ -112,7 +120,7 @@ class TrainingSteps:
         Raises:
             DivergedError: a loss or a gradient is not finite; the weights are as they were.
         """
-        self._detector.train()
+        self.detector.train()
         number = self.n_done + 1
         seed = step_seed(self._schedule.seed, number)
         # Before the selection, which may look ahead at the step.
@@ -138,9 +146,9 @@ class TrainingSteps:
 
         for first in range(0, len(samples), size):
             part = samples[first : first + size]
-            with _latest_losses(self._detector) as latest:
+            with _latest_losses(self.detector) as latest:
                 try:
-                    selected = self._selection(self._detector, part, number, seed)
+                    selected = self._selection(self.detector, part, number, seed)
                 except (FloatingPointError, NonFiniteGradientError) as error:
                     # detectron2 looks at its proposals before there is a loss, the gradient cache
                     # at what it is given before the step sees the loss.
@@ -163,7 +171,7 @@ class TrainingSteps:
                 raise diverged(part, f"not finite: {where}")
             self._update.backward(total / n_parts)
         # Before unscaling, so that an overflow in one process is seen by all.
-        processes.average_gradients(self._detector.parameters())
+        processes.average_gradients(self.detector.parameters())
         self._update.unscaled_gradients()
         norm = self._update.clip()
         statistics["gradient_norm"] = float(norm)
@@ -207,15 +215,20 @@ class TrainingSteps:
     def _skips(self) -> dict[str, float]:
         return {"n_skipped": float(self.n_skipped)} if self._max_skipped else {}
 
-    def state(self) -> TrainingState:
-        """Return what a later step needs to be taken as if there had been no break."""
+    def state(self, hooks: dict[str, Any] | None = None) -> TrainingState:
+        """Return what a later step needs to be taken as if there had been no break.
+
+        Args:
+            hooks: state of what is called after the steps, kept beside theirs.
+        """
         return TrainingState(
             step=self.n_done,
             position=self.position,
-            model=self._detector.state_dict(),
+            model=self.detector.state_dict(),
             states={
-                **{name: part.state_dict() for name, part in self._stateful().items()},
+                **self._stored.state_dicts(),
                 "steps": {"n_skipped": self.n_skipped},
+                "hooks": hooks or {},
             },
         )
 
@@ -235,22 +248,11 @@ class TrainingSteps:
             raise ValueError(
                 f"{source} is of a run {there} steering, and this one is {here}; go on {there} it"
             )
-        check_same_model(state.model, self._detector.state_dict(), source)
-        self._detector.load_state_dict(state.model)
-        for name, part in self._stateful().items():
-            part.load_state_dict(state.states[name])
+        check_same_model(state.model, self.detector.state_dict(), source)
+        self.detector.load_state_dict(state.model)
+        self._stored.load_state_dicts(state.states)
         self.n_done, self.position = state.step, state.position
         self.n_skipped = state.states["steps"]["n_skipped"]
-
-    def _stateful(self) -> dict[str, Any]:
-        """Return what a step depends on beside the detector, by its name in checkpoints."""
-        return {
-            "optimizer": self._optimizer,
-            "update": self._update,
-            "selection": self._selection,
-            "skipped": self.skipped,
-            **({} if self._draws is None else {"draws": self._draws}),
-        }
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The training loop: steps, logs, checkpoints, interruption."""
+"""The training loop: steps, hooks, logs, checkpoints, interruption."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from bsgal_train.data import TrainingSample
 from bsgal_train.engine.divergence import save_divergence
-from bsgal_train.engine.step import DivergedError, TrainingSteps
+from bsgal_train.engine.hooks import FinishedStep, HookList
+from bsgal_train.engine.step import DivergedError, StepOutcome, TrainingSteps
+from bsgal_train.engine.timer import StepTimer
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.checkpoint import CheckpointFolder
@@ -42,95 +44,129 @@ class Trainer:
         steps: takes them.
         batches: called with a start position, yields lists of training samples without end.
         folder: where checkpoints, metrics and decisions go.
-        progress: told after every step.
-        evaluate: called with the step where the recipe asks for an evaluation on the way;
-            returns numbers for the metrics.
+        hooks: called after every step.
+        progress: told after every step, once its checkpoint is written where one is due.
     """
 
     recipe: Recipe
     steps: TrainingSteps
     batches: Callable[[int], Iterable[list[TrainingSample]]]
     folder: Path
+    hooks: HookList = field(default_factory=HookList)
     progress: Progress | None = None
-    evaluate: Callable[[int], dict[str, float]] | None = None
 
     def __post_init__(self) -> None:
         self._checkpoints = CheckpointFolder(
             self.folder / "checkpoints", keep=self.recipe.checkpoint.keep
         )
 
+    @property
+    def _is_done(self) -> bool:
+        return self.steps.n_done >= self.recipe.schedule.n_steps or self.hooks.stopped is not None
+
     def run(self) -> None:
-        """Train until the last step.
+        """Train until the last step, or until a hook ends the run.
 
         Raises:
             DivergedError: if a loss is not finite, and the step is not one that the recipe lets be
                 left out.
             TrainingInterruptedError: after Ctrl-C, once a checkpoint is written.
+            TypeError: if the state of a hook cannot be stored.
         """
         self._resume()
-        schedule = self.recipe.schedule
-        resumed = self.steps.n_done
-        if resumed >= schedule.n_steps:
+        if self._is_done:
             return
+        # A state that no checkpoint can hold is told before the first step.
+        self.hooks.state_dict()
+        resumed = self.steps.n_done
         decisions = DecisionLog(self.folder / "decisions", resumed_step=resumed)
         batches = iter(self.batches(self.steps.position))
+        began = time.monotonic()
         with MetricsLog(self.folder, resumed_step=resumed) as metrics, _interrupts() as stop:
-            began = logged = time.monotonic()
-            n_logged = resumed
-            scoring_s = busy_s = 0.0
-            while self.steps.n_done < schedule.n_steps:
+            timer = StepTimer()
+            while not self._is_done:
                 samples = next(batches)
-                step_began = time.monotonic()
-                try:
-                    outcome = self.steps.take(samples)
-                except DivergedError as error:
-                    number = self.steps.n_done + 1
-                    path = save_divergence(self.folder, self.recipe, number, samples, error)
-                    logger.error("what the step was made of is in %s", path)
-                    outcome = self.steps.skip(error)
-                    logger.warning("left out step %d, which diverged: %s", number, error)
-                busy_s += time.monotonic() - step_began
-                values = {**outcome.losses, **outcome.statistics}
-                scoring_s += values.pop("scoring_s", 0.0)
+                with timer.step():
+                    outcome = self._take(samples)
+                timer.add_scoring(outcome.statistics.get("scoring_s", 0.0))
                 decisions.add(outcome.decisions)
-                step = self.steps.n_done
-                last = step == schedule.n_steps
-                if step % schedule.log_every == 0 or last:
-                    now = time.monotonic()
-                    values["step_s"] = (now - logged) / (step - n_logged)
-                    values["scoring_s"] = scoring_s / (step - n_logged)
-                    values["overhead_share"] = scoring_s / busy_s
-                    metrics.write(step, values)
-                    logged, n_logged = now, step
-                    scoring_s = busy_s = 0.0
-                if schedule.eval_every and step % schedule.eval_every == 0 and self.evaluate:
-                    with self.steps.averaged():
-                        metrics.write(step, self.evaluate(step))
-                    logged, n_logged = time.monotonic(), step
-                    scoring_s = busy_s = 0.0
-                # One process may have been told to stop; all do, after the same step.
-                stops = processes.total(stop.is_set()) > 0
-                if last or stops or step % self.recipe.checkpoint.every == 0:
-                    decisions.flush(step)
-                    self.steps.skipped.share()
-                    path = self._save()
-                    if stops and not last:
-                        raise TrainingInterruptedError(
-                            f"stopped after step {step} of {schedule.n_steps}; saved {path}; "
-                            "the same command goes on from there"
-                        )
-                if self.progress is not None:
-                    loss = values.get("loss")
-                    text = "diverged, left out" if loss is None else f"loss {loss:.3f}"
-                    self.progress(step, schedule.n_steps, text)
-        logger.info("trained to step %d in %.0f s", step, time.monotonic() - began)
+                step = self._finished(samples, outcome)
+                with timer.aside():
+                    self.hooks.after_step(step)
+                interrupted = self._agree_to_stop(stop.is_set())
+                row = dict(step.recorded)
+                if step.number % self.recipe.schedule.log_every == 0 or self._is_done:
+                    row = {**step.values, **timer.row()}
+                if row:
+                    metrics.write(step.number, row)
+                self._save_if_due(decisions, interrupted)
+                self._tell(step)
+        logger.info("trained to step %d in %.0f s", self.steps.n_done, time.monotonic() - began)
+        if self.hooks.stopped is not None:
+            logger.warning("ended after step %d: %s", self.steps.n_done, self.hooks.stopped)
+
+    def _take(self, samples: list[TrainingSample]) -> StepOutcome:
+        """Take the next step, or leave it out if it diverges and the recipe allows it."""
+        try:
+            return self.steps.take(samples)
+        except DivergedError as error:
+            number = self.steps.n_done + 1
+            path = save_divergence(self.folder, self.recipe, number, samples, error)
+            logger.error("what the step was made of is in %s", path)
+            outcome = self.steps.skip(error)
+            logger.warning("left out step %d, which diverged: %s", number, error)
+            return outcome
+
+    def _finished(self, samples: list[TrainingSample], outcome: StepOutcome) -> FinishedStep:
+        return FinishedStep(
+            number=self.steps.n_done,
+            recipe=self.recipe,
+            folder=self.folder,
+            detector=self.steps.detector,
+            averaged=self.steps.averaged,
+            samples=samples,
+            decisions=outcome.decisions,
+            values={**outcome.losses, **outcome.statistics},
+        )
+
+    def _agree_to_stop(self, interrupted: bool) -> bool:
+        """Share a hook's or a user's wish to stop: one process has it, all stop after this step.
+
+        Returns:
+            Whether the user interrupted any of the processes.
+        """
+        if not processes.total(interrupted or self.hooks.stopped is not None):
+            return False
+        self.hooks.share_stop()
+        return processes.total(interrupted) > 0
+
+    def _save_if_due(self, decisions: DecisionLog, interrupted: bool) -> None:
+        number = self.steps.n_done
+        if not (self._is_done or interrupted or number % self.recipe.checkpoint.every == 0):
+            return
+        decisions.flush(number)
+        self.steps.skipped.share()
+        path = self._save()
+        if interrupted and not self._is_done:
+            raise TrainingInterruptedError(
+                f"stopped after step {number} of {self.recipe.schedule.n_steps}; saved {path}; "
+                "the same command goes on from there"
+            )
+
+    def _tell(self, step: FinishedStep) -> None:
+        if self.progress is not None:
+            loss = step.values.get("loss")
+            text = "diverged, left out" if loss is None else f"loss {loss:.3f}"
+            self.progress(step.number, self.recipe.schedule.n_steps, text)
 
     def _save(self) -> Path:
         """Write a checkpoint in the first process; the others hold the same state."""
+        # In all processes, as a hook may exchange something with the others.
+        hooks = self.hooks.state_dict()
         with processes.first_before_others():
             if processes.rank() != 0:
                 return self._checkpoints.path(self.steps.n_done)
-            return self._checkpoints.save(self.steps.state())
+            return self._checkpoints.save(self.steps.state(hooks))
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint that the first process can read."""
@@ -140,6 +176,7 @@ class Trainer:
             return
         state = state or self._checkpoints.load(number)
         self.steps.load_state(state, f"the checkpoint {self._checkpoints.path(number)}")
+        self.hooks.load_state_dict(state.states.get("hooks", {}))
         logger.info("going on from step %d", number)
 
 

@@ -12,12 +12,13 @@ from torch import nn
 
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import build_test_loader
+from bsgal_train.engine.hooks import FinishedStep, Hook
 from bsgal_train.engine.predict import predict_each
 from bsgal_train.evaluation import LvisResult, PredictionShards, PredictionWriter, evaluate_lvis
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 
-__all__ = ["Validation", "validate"]
+__all__ = ["ValidateOnTheWay", "Validation", "validate"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,3 +87,28 @@ def validate(
     result = processes.broadcast(result)
     assert result is not None, "the first process has evaluated"
     return Validation(result=result, skipped=skipped)
+
+
+class ValidateOnTheWay(Hook):
+    """Evaluate every `schedule.eval_every` steps, and record `val/ap` and its groups.
+
+    Args:
+        annotations: the images and what is in them.
+    """
+
+    def __init__(self, annotations: LvisAnnotations) -> None:
+        self._annotations = annotations
+
+    def after_step(self, step: FinishedStep) -> None:
+        """Evaluate if it is time."""
+        if step.number % step.recipe.schedule.eval_every:
+            return
+        predictions = step.folder / f"predictions-{step.number:08d}"
+        with step.averaged():
+            found = validate(step.detector, self._annotations, step.recipe, predictions)
+        metrics = found.result.metrics["segm"]
+        if processes.rank() == 0:
+            shutil.rmtree(predictions)
+        values = {name: getattr(metrics, name) for name in ("ap", "apr", "apc", "apf")}
+        logger.info("step %d: mask %s", step.number, values)
+        step.record({f"val/{name}": value for name, value in values.items() if value is not None})

@@ -9,10 +9,10 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bsgal_train.errors import OtherModelError
 
-__all__ = ["CheckpointFolder", "TrainingState", "check_same_model"]
+__all__ = ["CheckpointFolder", "Stateful", "StoredParts", "TrainingState", "check_same_model"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +37,58 @@ class TrainingState:
         step: optimizer steps done.
         position: position in the stream of training samples of the next one.
         model: the detector's state dict.
-        states: state dicts of everything else that a step depends on, by name: `optimizer`,
-            `update` (loss scale and average of the weights), `selection` (gradient cache, policy,
-            counts), `skipped` (what could not be read), `steps` (how many were left out),
-            `draws` (the weights that instances are drawn by, where training steers them).
+        states: state dicts of everything else that a step depends on, by name: those of
+            `StoredParts`, `steps` (how many were left out), and `hooks`.
     """
 
     step: int
     position: int
     model: dict[str, Tensor]
     states: dict[str, dict[str, Any]]
+
+
+class Stateful(Protocol):
+    """Something that goes on from a stored state as if there had been no break."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, in types that `torch.save` stores without pickling."""
+
+    def load_state_dict(self, state: Any, /) -> object:
+        """Go on from what `state_dict` returned."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredParts:
+    """What a checkpoint stores of the objects of a run, each under the name of its field.
+
+    A further field is stored and loaded like the others.
+
+    Attributes:
+        optimizer: its moments.
+        update: loss scale, and the average of the weights.
+        selection: gradient cache, policy and counts of the mode.
+        skipped: what could not be read, and how often.
+        draws: the weights that instances are drawn by, where training steers them.
+    """
+
+    optimizer: Stateful
+    update: Stateful
+    selection: Stateful
+    skipped: Stateful
+    draws: Stateful | None = None
+
+    def state_dicts(self) -> dict[str, dict[str, Any]]:
+        """Return the state of each part, by its name."""
+        return {name: part.state_dict() for name, part in self._there()}
+
+    def load_state_dicts(self, states: Mapping[str, dict[str, Any]]) -> None:
+        """Have each part go on from what `state_dicts` returned."""
+        for name, part in self._there():
+            part.load_state_dict(states[name])
+
+    def _there(self) -> list[tuple[str, Stateful]]:
+        parts = [(one.name, getattr(self, one.name)) for one in fields(self)]
+        return [(name, part) for name, part in parts if part is not None]
 
 
 class CheckpointFolder:
