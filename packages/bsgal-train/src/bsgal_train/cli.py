@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from bsgal_train.demo.settings import DemoSettings
 from bsgal_train.processes.launch import Placement, is_part_of_a_run, joined, run_processes
+from bsgal_train.run_folder.layout import RunFolder
 
 if TYPE_CHECKING:
     from bsgal_train.recipe import Recipe
@@ -243,7 +244,7 @@ def _evaluate(options: argparse.Namespace) -> int | None:
     from bsgal_train.evaluation import summary_table
 
     _use_threads(options.threads)
-    own = Path(options.detector) / "recipe.json"
+    own = RunFolder(Path(options.detector)).recipe
     name = options.recipe or (str(own) if own.is_file() else "builtin_continue")
     recipe = _recipe(name, options)
     line = _ProgressLine("evaluating")
@@ -315,7 +316,7 @@ def _check_data(options: argparse.Namespace) -> None:
 def _report(options: argparse.Namespace) -> None:
     from bsgal_train.inspect.report import run_report, write_page
 
-    print(write_page(run_report(options.run), options.out or options.run / "report.html"))
+    print(write_page(run_report(options.run), options.out or RunFolder(options.run).report))
 
 
 def _replay(options: argparse.Namespace) -> int:

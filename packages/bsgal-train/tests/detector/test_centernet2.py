@@ -19,7 +19,7 @@ from bsgal_train.detector import (
     training_losses,
 )
 from bsgal_train.detector.row_losses import BACKGROUND, recorded
-from bsgal_train.engine.predict import predict
+from bsgal_train.engine.predict import predict_each
 from bsgal_train.recipe import DetectorConfig, Recipe
 
 LOSSES = {
@@ -90,7 +90,8 @@ def test_it_learns_a_handful_of_images_and_finds_their_objects(
         {**one, "height": one["image"].shape[1], "width": one["image"].shape[2]}
         for one in detector_inputs(tiny_inputs)
     ]
-    found = predict(detector, tests, category_ids=[0, 1, 2])
+    found: list[dict[str, Any]] = []
+    predict_each(detector, tests, [0, 1, 2], found.extend)
     for one in tiny_inputs:
         own = [item for item in found if item["image_id"] == one.image_id]
         best = sorted(own, key=lambda item: -item["score"])[: len(one)]

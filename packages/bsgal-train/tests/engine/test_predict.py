@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pycocotools import mask as coco_mask
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import build_test_loader
 from bsgal_train.detector import build_detector
-from bsgal_train.engine.predict import predict
+from bsgal_train.engine.predict import predict_each
 from bsgal_train.recipe import Recipe
 
 
@@ -27,13 +28,21 @@ def detector(tiny_recipe: Recipe) -> Any:
     )
 
 
+def predicted(
+    detector: Any, loader: Any, progress: Callable[[int], None] | None = None
+) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    predict_each(detector, loader, [3, 5, 9], found.extend, progress=progress)
+    return found
+
+
 def test_predictions_are_lvis_results_in_the_original_image(
     detector: Any, annotations: LvisAnnotations
 ) -> None:
     done: list[int] = []
     loader = build_test_loader(annotations, image_px=96)
 
-    predictions = predict(detector, loader, [3, 5, 9], progress=done.append)
+    predictions = predicted(detector, loader, progress=done.append)
 
     assert done == [1, 2, 3]
     assert {p["image_id"] for p in predictions} == {1, 2, 3}
@@ -48,13 +57,13 @@ def test_predictions_are_lvis_results_in_the_original_image(
 def test_prediction_leaves_the_detector_in_training(
     detector: Any, annotations: LvisAnnotations
 ) -> None:
-    predict(detector, build_test_loader(annotations), [3, 5, 9])
+    predicted(detector, build_test_loader(annotations))
 
     assert detector.training
 
 
 def test_limits_of_the_recipe_hold(detector: Any, annotations: LvisAnnotations) -> None:
-    predictions = predict(detector, build_test_loader(annotations), [3, 5, 9])
+    predictions = predicted(detector, build_test_loader(annotations))
 
     for image_id in (1, 2, 3):
         assert sum(p["image_id"] == image_id for p in predictions) <= 10

@@ -23,7 +23,6 @@ from bsgal_train.errors import AnnotationError, CorruptImageError
 
 __all__ = ["DataReport", "Finding", "check_data"]
 
-Progress = Callable[[int, int], None]
 
 MAX_LISTED = 20
 
@@ -60,7 +59,7 @@ def check_data(
     val_image_root: str | Path | None = None,
     pool: str | Path | None = None,
     read_images: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> DataReport:
     """Check the data of a run.
 
@@ -112,7 +111,9 @@ def _load(
     return annotations
 
 
-def _image_findings(annotations: LvisAnnotations, progress: Progress | None) -> Iterator[Finding]:
+def _image_findings(
+    annotations: LvisAnnotations, progress: Callable[[int, int], None] | None
+) -> Iterator[Finding]:
     # Imported here because the package around it needs detectron2, which may not be there yet.
     from bsgal_train.annotations.read_image import read_image
 

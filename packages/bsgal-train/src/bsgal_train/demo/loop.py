@@ -27,6 +27,7 @@ from bsgal_train.engine.run import evaluate, train
 from bsgal_train.inspect.report import write_page
 from bsgal_train.recipe import Recipe
 from bsgal_train.recipe.library import load_recipe
+from bsgal_train.run_folder.layout import RunFolder, write_json
 
 __all__ = ["run_demo"]
 
@@ -73,9 +74,7 @@ def _claim_folder(out_dir: Path, settings: DemoSettings) -> None:
     out_dir.mkdir(parents=True, exist_ok=True)
     path = out_dir / "demo.json"
     if not path.is_file():
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(settings), indent=1), encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, asdict(settings), indent=1)
         return
     earlier = json.loads(path.read_text(encoding="utf-8"))
     for name, value in asdict(settings).items():
@@ -98,7 +97,7 @@ class _Loop:
     @property
     def page(self) -> Path:
         """The report page's path."""
-        return self.out_dir / "report.html"
+        return RunFolder(self.out_dir).report
 
     def build_dataset(self) -> str:
         """Draw the built-in data set."""

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from bsgal_train.demo.display import Display
+from bsgal_train.run_folder.layout import write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +90,4 @@ class StageBook:
             self.display.end(f"{summary} ({seconds:.0f} s)")
 
     def _write(self, name: str, record: StageRecord) -> None:
-        path = self.folder / f"{name}.json"
-        temporary = path.with_suffix(".json.tmp")
-        temporary.write_text(json.dumps(asdict(record), indent=1), encoding="utf-8")
-        temporary.replace(path)
+        write_json(self.folder / f"{name}.json", asdict(record), indent=1)

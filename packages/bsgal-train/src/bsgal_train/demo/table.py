@@ -11,10 +11,12 @@ from typing import Any
 
 from bsgal_train.demo.settings import DemoSettings
 from bsgal_train.demo.stages import StageRecord
+from bsgal_train.evaluation.tables import percent
 from bsgal_train.inspect.report import Arm, Fact, Report, StageTime
 from bsgal_train.inspect.report.pictures import pictured
 from bsgal_train.inspect.report.verdicts import Verdicts
 from bsgal_train.run_folder.decision_log import read_decisions
+from bsgal_train.run_folder.layout import RunFolder
 
 __all__ = ["demo_arms", "demo_report", "demo_table"]
 
@@ -28,14 +30,17 @@ SHOWN_INSTANCES = 18
 
 def demo_arms(out_dir: Path) -> list[Arm]:
     """Return the rows of the result table."""
-    results = {name: _read_json(out_dir / name / "results.json") for name in ARMS}
+    results = {
+        name: json.loads(RunFolder(out_dir / name).results.read_text(encoding="utf-8"))
+        for name in ARMS
+    }
     control_s = results["control"].get("step_s")
     return [
         Arm(
             name=title,
             steps=results[name].get("n_steps") or 0,
-            segm=_percent(results[name]["evaluation"], "segm"),
-            bbox=_percent(results[name]["evaluation"], "bbox"),
+            segm=_percents(results[name]["evaluation"], "segm"),
+            bbox=_percents(results[name]["evaluation"], "bbox"),
             accepted_share=results[name].get("accepted_share"),
             seconds_per_step=results[name].get("step_s"),
             cost_ratio=results[name]["step_s"] / control_s if "step_s" in results[name] else None,
@@ -60,7 +65,7 @@ def demo_table(out_dir: Path) -> str:
 
 def demo_report(out_dir: Path, settings: DemoSettings, records: Sequence[StageRecord]) -> Report:
     """Gather the report of a finished demo."""
-    verdicts = Verdicts(read_decisions(out_dir / "paper" / "decisions"))
+    verdicts = Verdicts(read_decisions(RunFolder(out_dir / "paper").decisions))
     best = verdicts.best_accepted(SHOWN_INSTANCES)
     instances = pictured([*best, *verdicts.worst_rejected(SHOWN_INSTANCES)], out_dir / "pool")
     return Report(
@@ -100,15 +105,7 @@ def demo_report(out_dir: Path, settings: DemoSettings, records: Sequence[StageRe
     )
 
 
-def _percent(evaluation: dict[str, Any], iou_type: str) -> dict[str, float]:
+def _percents(evaluation: dict[str, Any], iou_type: str) -> dict[str, float]:
     metrics = evaluation["metrics"][iou_type]
     shown = {"AP": "ap", "APr": "apr", "APc": "apc", "APf": "apf"}
-    return {
-        name: float("nan") if metrics[key] is None else 100 * metrics[key]
-        for name, key in shown.items()
-    }
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return {name: percent(metrics[key]) for name, key in shown.items()}

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from bsgal_train.recipe import DetectorConfig
+from bsgal_train.run_folder.layout import RunFolder, write_json, written_whole
 
 __all__ = ["SCHEMA", "DetectorWeightsError", "load_weights", "save_detector"]
 
@@ -55,9 +56,9 @@ def save_detector(
     tensors = {
         name: value.detach().to(dtype).contiguous() for name, value in detector.state_dict().items()
     }
-    temporary = folder / "detector.safetensors.tmp"
-    temporary.write_bytes(save(tensors))
-    temporary.replace(folder / "detector.safetensors")
+    written = RunFolder(folder)
+    with written_whole(written.detector) as temporary:
+        temporary.write_bytes(save(tensors))
     description = {
         "schema": SCHEMA,
         "detector": dataclasses.asdict(config),
@@ -65,9 +66,7 @@ def save_detector(
         "n_parameters": sum(p.numel() for p in detector.parameters()),
         "notes": notes or {},
     }
-    temporary = folder / "detector.json.tmp"
-    temporary.write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(folder / "detector.json")
+    write_json(written.detector_description, description, indent=2)
 
 
 def load_weights(
@@ -127,9 +126,10 @@ def _is_class_agnostic(name: str, value: torch.Tensor) -> bool:
 
 
 def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    stored = RunFolder(folder)
     try:
-        description = json.loads((folder / "detector.json").read_text(encoding="utf-8"))
-        tensors = load_file(folder / "detector.safetensors")
+        description = json.loads(stored.detector_description.read_text(encoding="utf-8"))
+        tensors = load_file(stored.detector)
     except FileNotFoundError as error:
         raise DetectorWeightsError(
             f"no detector in {folder}: {Path(str(error.filename or folder)).name} is missing; set "
@@ -140,7 +140,7 @@ def _read(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise DetectorWeightsError(f"the detector in {folder} cannot be read: {error}") from None
     if description.get("schema") != SCHEMA:
         raise DetectorWeightsError(
-            f"{folder / 'detector.json'} has schema {description.get('schema')!r}, this version "
+            f"{stored.detector_description} has schema {description.get('schema')!r}, this version "
             f"reads {SCHEMA!r}"
         )
     return description, tensors

@@ -16,6 +16,7 @@ from bsgal_train.engine.step import DivergedError, step_seed
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.decision_log import Decision
+from bsgal_train.run_folder.layout import RunFolder, write_json
 
 __all__ = [
     "SCHEMA",
@@ -27,7 +28,6 @@ __all__ = [
 ]
 
 SCHEMA = "bsgal.nonfinite/1"
-_FOLDER = "nonfinite"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,12 +111,9 @@ def save_divergence(
         torch_random_state=bytes(torch.get_rng_state().tolist()).hex(),
         recipe=recipe.to_dict(),
     )
-    path = folder / _FOLDER / f"step-{step:08d}-process-{found.process}.json"
+    path = RunFolder(folder).divergence(step, found.process)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    content = fit_for_json({"schema": SCHEMA, **asdict(found)})
-    temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, fit_for_json({"schema": SCHEMA, **asdict(found)}), indent=1)
     return path
 
 
@@ -126,7 +123,7 @@ def read_divergences(folder: Path) -> list[Divergence]:
     Raises:
         ValueError: A file is damaged, or of another version of this package.
     """
-    return [_read(path) for path in sorted((folder / _FOLDER).glob("step-*-process-*.json"))]
+    return [_read(path) for path in RunFolder(folder).divergences()]
 
 
 def _read(path: Path) -> Divergence:

@@ -14,20 +14,7 @@ from torch import nn
 from bsgal_train.detector import autocast
 from bsgal_train.recipe import Precision
 
-__all__ = ["predict", "predict_each"]
-
-
-def predict(
-    detector: nn.Module,
-    inputs: Iterable[dict[str, Any]],
-    category_ids: Sequence[int],
-    precision: Precision = "fp32",
-    progress: Callable[[int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Return every detection in every image, as `predict_each` gives them."""
-    results: list[dict[str, Any]] = []
-    predict_each(detector, inputs, category_ids, results.extend, precision, progress)
-    return results
+__all__ = ["predict_each"]
 
 
 def predict_each(

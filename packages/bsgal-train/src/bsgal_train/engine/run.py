@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -21,13 +20,15 @@ from bsgal_train.detector import (
 )
 from bsgal_train.engine.assembly import Assembly, assemble
 from bsgal_train.engine.hooks import Hook, HookList
+from bsgal_train.engine.progress import Progress
 from bsgal_train.engine.steering import Steering
-from bsgal_train.engine.trainer import Progress, Trainer
+from bsgal_train.engine.trainer import Trainer
 from bsgal_train.engine.validation import ValidateOnTheWay, validate
 from bsgal_train.evaluation import LvisResult
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.decision_log import read_decisions
+from bsgal_train.run_folder.layout import RunFolder, differing_settings, write_json
 from bsgal_train.run_folder.provenance import (
     describe_annotations,
     describe_inputs,
@@ -35,7 +36,6 @@ from bsgal_train.run_folder.provenance import (
     versions,
 )
 from bsgal_train.run_folder.run_log import read_metrics
-from bsgal_train.run_folder.same_run import differing_settings
 
 __all__ = ["RunResult", "evaluate", "train"]
 
@@ -154,11 +154,13 @@ def evaluate(
         )
     with tempfile.TemporaryDirectory() as scratch:
         base = Path(processes.broadcast(scratch)) if folder is None else folder
-        found = validate(detector, validation, recipe, base / "predictions", progress=progress)
+        found = validate(
+            detector, validation, recipe, RunFolder(base).predictions, progress=progress
+        )
         # The folder goes with the first process's block.
         processes.wait_for_all()
     if folder is not None and processes.rank() == 0:
-        own = Path(source) / "detector.safetensors"
+        own = RunFolder(Path(source)).detector
         summary = {
             "evaluation": found.result.to_dict(),
             "skipped_files": {"validation": found.skipped},
@@ -174,7 +176,7 @@ def evaluate(
                 "versions": versions(),
             },
         }
-        _write_json(folder / "results.json", summary)
+        write_json(RunFolder(folder).results, summary)
     return found.result
 
 
@@ -198,7 +200,7 @@ def _prepare_folder(folder: Path, recipe: Recipe, inputs: dict[str, Any]) -> Non
 
 def _check_or_save_recipe(folder: Path, recipe: Recipe) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "recipe.json"
+    path = RunFolder(folder).recipe
     if path.is_file():
         differing = differing_settings(Recipe.load(path), recipe)
         if differing:
@@ -218,16 +220,17 @@ def _finish(
     stopped: str | None,
 ) -> RunResult:
     """Write the trained detector, evaluate it, and sum the run up."""
+    files = RunFolder(folder)
     is_first = processes.rank() == 0
     if is_first:
         names = [category.name for category in assembly.annotations.categories]
         save_detector(folder, assembly.detector, recipe.detector, names)
     found = None
     if validation is not None:
-        found = validate(assembly.detector, validation, recipe, folder / "predictions")
-    rows = read_metrics(folder / "metrics.jsonl")
+        found = validate(assembly.detector, validation, recipe, files.predictions)
+    rows = read_metrics(files.metrics)
     step_s = statistics.median(row["step_s"] for row in rows if "step_s" in row)
-    shares = read_decisions(folder / "decisions").column("accepted_share").to_pylist()
+    shares = read_decisions(files.decisions).column("accepted_share").to_pylist()
     accepted_share = shares[-1] if shares else None
     summary = {
         "n_steps": assembly.steps.n_done,
@@ -242,7 +245,7 @@ def _finish(
         },
     }
     if is_first:
-        _write_json(folder / "results.json", summary)
+        write_json(files.results, summary)
     return RunResult(
         folder=folder,
         evaluation=None if found is None else found.result,
@@ -251,9 +254,3 @@ def _finish(
         n_steps=assembly.steps.n_done,
         stopped=stopped,
     )
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(value) + "\n", encoding="utf-8")
-    temporary.replace(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,11 @@ from bsgal_score import EvidenceTable
 from bsgal_train.annotations.paths import DataPaths
 from bsgal_train.engine.assembly import Assembly, assemble
 from bsgal_train.engine.looking import Looking
-from bsgal_train.engine.trainer import Progress
+from bsgal_train.engine.progress import Progress
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe, SelectionConfig
+from bsgal_train.run_folder.layout import settings_that_count, written_whole
 from bsgal_train.run_folder.provenance import describe_inputs
-from bsgal_train.run_folder.same_run import settings_that_count
 from bsgal_train.selection.evidence import InstanceEvidence
 
 __all__ = ["screen"]
@@ -146,13 +145,9 @@ class _Beginning:
         """Write it in the first process; the others hold the same."""
         if processes.rank() != 0:
             return
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
         state = {"of": self.of, "n_batches": n_batches, "evidence": evidence.state_dict()}
-        try:
+        with written_whole(self.path) as temporary:
             torch.save(state, temporary)
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load(self, evidence: InstanceEvidence) -> int:
         """Return how many batches were looked at, and go on from what was seen in them."""

@@ -15,20 +15,19 @@ from types import FrameType
 from bsgal_train.data import TrainingSample
 from bsgal_train.engine.divergence import save_divergence
 from bsgal_train.engine.hooks import FinishedStep, HookList
+from bsgal_train.engine.progress import Progress
 from bsgal_train.engine.step import DivergedError, StepOutcome, TrainingSteps
 from bsgal_train.engine.timer import StepTimer
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.checkpoint import CheckpointFolder
 from bsgal_train.run_folder.decision_log import DecisionLog
+from bsgal_train.run_folder.layout import RunFolder
 from bsgal_train.run_folder.run_log import MetricsLog
 
-__all__ = ["Progress", "Trainer", "TrainingInterruptedError"]
+__all__ = ["Trainer", "TrainingInterruptedError"]
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[int, int, str], None]
-"""Called after every step with steps done, steps in all, and a short text."""
 
 
 class TrainingInterruptedError(KeyboardInterrupt):
@@ -57,7 +56,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._checkpoints = CheckpointFolder(
-            self.folder / "checkpoints", keep=self.recipe.checkpoint.keep
+            RunFolder(self.folder).checkpoints, keep=self.recipe.checkpoint.keep
         )
 
     @property
@@ -79,7 +78,7 @@ class Trainer:
         # A state that no checkpoint can hold is told before the first step.
         self.hooks.state_dict()
         resumed = self.steps.n_done
-        decisions = DecisionLog(self.folder / "decisions", resumed_step=resumed)
+        decisions = DecisionLog(RunFolder(self.folder).decisions, resumed_step=resumed)
         batches = iter(self.batches(self.steps.position))
         began = time.monotonic()
         with MetricsLog(self.folder, resumed_step=resumed) as metrics, _interrupts() as stop:

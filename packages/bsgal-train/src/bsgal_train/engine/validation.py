@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +13,11 @@ from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.data import build_test_loader
 from bsgal_train.engine.hooks import FinishedStep, Hook
 from bsgal_train.engine.predict import predict_each
+from bsgal_train.engine.progress import Progress
 from bsgal_train.evaluation import LvisResult, PredictionShards, PredictionWriter, evaluate_lvis
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
+from bsgal_train.run_folder.layout import RunFolder
 
 __all__ = ["ValidateOnTheWay", "Validation", "validate"]
 
@@ -43,7 +44,7 @@ def validate(
     recipe: Recipe,
     folder: Path,
     *,
-    progress: Callable[[int, int, str], None] | None = None,
+    progress: Progress | None = None,
 ) -> Validation:
     """Predict on every image and evaluate.
 
@@ -103,7 +104,7 @@ class ValidateOnTheWay(Hook):
         """Evaluate if it is time."""
         if step.number % step.recipe.schedule.eval_every:
             return
-        predictions = step.folder / f"predictions-{step.number:08d}"
+        predictions = RunFolder(step.folder).predictions_on_the_way(step.number)
         with step.averaged():
             found = validate(step.detector, self._annotations, step.recipe, predictions)
         metrics = found.result.metrics["segm"]

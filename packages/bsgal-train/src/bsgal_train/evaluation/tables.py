@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from bsgal_train.evaluation.result import LvisResult
 
-__all__ = ["METRICS", "category_table", "summary_table"]
+__all__ = ["METRICS", "category_table", "percent", "percent_text", "summary_table"]
 
 METRICS = {
     "AP": "ap",
@@ -27,7 +28,9 @@ def summary_table(result: LvisResult) -> str:
     """Write one line of metrics for each IoU type, and the protocol they hold for."""
     rows = [["", *METRICS]]
     for iou_type, metrics in result.metrics.items():
-        rows.append([iou_type, *(_percent(getattr(metrics, name)) for name in METRICS.values())])
+        rows.append(
+            [iou_type, *(percent_text(getattr(metrics, name)) for name in METRICS.values())]
+        )
     counts = (
         f"{result.n_images} images, {result.n_instances} objects, {result.n_predictions} "
         f"predictions ({result.n_over_limit} over the limit, {result.n_unjudged} not judged)"
@@ -46,12 +49,22 @@ def category_table(result: LvisResult) -> str:
         row = [str(item.category_id), item.name, item.frequency or "-"]
         row += [str(item.n_images), str(item.n_instances), str(item.n_predictions)]
         for key in iou_types:
-            row += [_percent(item.ap[key]), _percent(item.ap50[key]), _percent(item.ar[key])]
+            row += [
+                percent_text(item.ap[key]),
+                percent_text(item.ap50[key]),
+                percent_text(item.ar[key]),
+            ]
         rows.append(row)
     return _aligned(rows)
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> float:
+    """Return a share in percent, nan for none."""
+    return math.nan if value is None else 100 * value
+
+
+def percent_text(value: float | None) -> str:
+    """Write a share in percent, a dash for none."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from bsgal_train.evaluation.tables import percent_text
+from bsgal_train.run_folder.layout import RunFolder, differing, read_json
 
 __all__ = ["RunComparison", "compare_runs"]
 
@@ -61,11 +63,11 @@ class RunComparison:
         if self.metrics:
             yield f"\nresults, in percent{'A':>19}{'B':>8}{'B - A':>8}"
             for key, (one, other) in self.metrics.items():
-                yield f"  {key:<30}{_percent(one)}{_percent(other)}{_change(one, other)}"
+                yield f"  {key:<30}{_cells(one, other)}"
         if self.categories:
             yield f"\ncategories that changed most{'A':>12}{'B':>8}{'B - A':>8}"
             for name, (one, other) in list(self.categories.items())[:_MAX_CATEGORIES]:
-                yield f"  {name:<30.30}{_percent(one)}{_percent(other)}{_change(one, other)}"
+                yield f"  {name:<30.30}{_cells(one, other)}"
         for remark in self.remarks:
             yield f"\nnote: {remark}"
 
@@ -77,12 +79,13 @@ def compare_runs(a: str | Path, b: str | Path) -> RunComparison:
         ValueError: A folder holds no run.
     """
     folders = Path(a), Path(b)
-    results = [_read(folder, "results.json") for folder in folders]
+    files = [RunFolder(folder) for folder in folders]
+    results = [read_json(one.results) for one in files]
     # An evaluation's file holds everything.
     recipes, provenance = (
         [
-            _read(folder, f"{name}.json") or (result or {}).get(name)
-            for folder, result in zip(folders, results, strict=True)
+            read_json(getattr(one, name)) or (result or {}).get(name)
+            for one, result in zip(files, results, strict=True)
         ]
         for name in ("recipe", "provenance")
     )
@@ -104,10 +107,10 @@ def compare_runs(a: str | Path, b: str | Path) -> RunComparison:
         )
     return RunComparison(
         names=(str(a), str(b)),
-        recipe=_differing(recipes[0], recipes[1]),
-        inputs=_differing(*((one or {}).get("inputs", {}) for one in provenance)),
-        versions=_differing(*((one or {}).get("versions", {}) for one in provenance)),
-        summary=_differing(
+        recipe=differing(recipes[0], recipes[1]),
+        inputs=differing(*((one or {}).get("inputs", {}) for one in provenance)),
+        versions=differing(*((one or {}).get("versions", {}) for one in provenance)),
+        summary=differing(
             *(
                 {key: value for key, value in (one or {}).items() if key not in _OWN_SECTIONS}
                 for one in results
@@ -117,38 +120,6 @@ def compare_runs(a: str | Path, b: str | Path) -> RunComparison:
         categories=_categories(*found) if comparable else {},
         remarks=tuple(remarks),
     )
-
-
-def _read(folder: Path, name: str) -> dict[str, Any] | None:
-    path = folder / name
-    if not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} does not hold a JSON object")
-    return content
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _differing(a: Mapping[str, Any] | None, b: Mapping[str, Any] | None) -> dict[str, Pair]:
-    one, other = _flat(a or {}), _flat(b or {})
-    return {
-        key: (one.get(key), other.get(key))
-        for key in (*one, *(key for key in other if key not in one))
-        if one.get(key) != other.get(key)
-    }
 
 
 def _metrics(
@@ -189,9 +160,6 @@ def _short(value: Any) -> str:
     return f"{text[:12]}..." if len(text) == 64 and text.isalnum() else text
 
 
-def _percent(value: float | None) -> str:
-    return f"{'-' if value is None else f'{100 * value:.1f}':>8}"
-
-
-def _change(one: float | None, other: float | None) -> str:
-    return f"{'-' if one is None or other is None else f'{100 * (other - one):+.1f}':>8}"
+def _cells(one: float | None, other: float | None) -> str:
+    change = "-" if one is None or other is None else f"{100 * (other - one):+.1f}"
+    return f"{percent_text(one):>8}{percent_text(other):>8}{change:>8}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +12,16 @@ import torch
 from bsgal_train.annotations.paths import DataPaths
 from bsgal_train.engine.assembly import Assembly, assemble
 from bsgal_train.engine.divergence import Divergence, SampleContents, read_divergences
+from bsgal_train.engine.progress import Progress
 from bsgal_train.engine.step import DivergedError, StepOutcome
 from bsgal_train.inspect.nonfinite_watch import BadLoss, BadOutput, NonFiniteWatch
 from bsgal_train.processes import group as processes
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.checkpoint import CheckpointFolder, TrainingState
 from bsgal_train.run_folder.decision_log import Decision, read_decisions
+from bsgal_train.run_folder.layout import RunFolder, differing_settings
 from bsgal_train.run_folder.provenance import describe_inputs, read_provenance, versions
 from bsgal_train.run_folder.run_log import read_metrics
-from bsgal_train.run_folder.same_run import differing_settings
 
 __all__ = ["LOCATIONS", "Replay", "replay"]
 
@@ -28,8 +29,6 @@ LOCATIONS = ("data.builtin_root", "data.train_json", "data.image_root", "paste.p
 """Settings that may be changed for a replay: where the run's data is now."""
 
 _MAX_LISTED = 8
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -150,7 +149,7 @@ def replay(
         raise RuntimeError("a step is replayed by a single process")
     recipe, records, number = _find(folder, step)
     recipe = _moved(recipe, locations)
-    checkpoints = CheckpointFolder(folder / "checkpoints", keep=recipe.checkpoint.keep)
+    checkpoints = CheckpointFolder(RunFolder(folder).checkpoints, keep=recipe.checkpoint.keep)
     state = checkpoints.load_newest(before=number)
     annotations = DataPaths.of(recipe.data).load_training()
     assembly = assemble(recipe, annotations, initial_weights=state is None)
@@ -162,9 +161,9 @@ def replay(
 
 def _find(folder: Path, step: int | None) -> tuple[Recipe, list[Divergence], int]:
     """Return the run's recipe, the number of the step, and what it left if it diverged."""
-    path = folder / "recipe.json"
+    path = RunFolder(folder).recipe
     if not path.is_file():
-        raise ValueError(f"{folder} holds no run: there is no recipe.json in it")
+        raise ValueError(f"{folder} holds no run: there is no {path.name} in it")
     recipe = Recipe.load(path)
     records = read_divergences(folder)
     if step is None:
@@ -311,9 +310,9 @@ def _recorded(
             losses=records[0].losses if alone else {},
             decisions=records[0].decisions if alone else None,
         )
-    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["step"] == number]
+    rows = [row for row in read_metrics(RunFolder(folder).metrics) if row["step"] == number]
     losses = {name: row[name] for row in rows for name in names if name in row}
-    log = read_decisions(folder / "decisions")
+    log = read_decisions(RunFolder(folder).decisions)
     decisions = tuple(Decision(**row) for row in log.filter(pc.field("step") == number).to_pylist())
     return _Recorded(is_known=bool(losses or decisions), losses=losses, decisions=decisions or None)
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from bsgal_train.recipe.selection import SelectionConfig
 from bsgal_train.recipe.values import checked, declared, parse, require
+from bsgal_train.run_folder.layout import write_json
 
 __all__ = [
     "CheckpointConfig",
@@ -368,9 +369,7 @@ class Recipe:
 
     def save(self, path: Path) -> None:
         """Write the resolved recipe as JSON, atomically."""
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        write_json(path, self.to_dict(), indent=2)
 
     @classmethod
     def load(cls, path: Path) -> Recipe:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,12 +18,17 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bsgal_train.errors import OtherModelError
+from bsgal_train.run_folder.layout import (
+    CHECKPOINT,
+    CHECKPOINT_MODEL,
+    CHECKPOINT_STATE,
+    CHECKPOINT_SUMS,
+)
 
 __all__ = ["CheckpointFolder", "Stateful", "StoredParts", "TrainingState", "check_same_model"]
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step-(\d{8})")
 _CHUNK_BYTES = 1 << 24
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, RuntimeError, UnpicklingError)
 
@@ -104,7 +108,7 @@ class CheckpointFolder:
 
     def path(self, step: int) -> Path:
         """Return where the state after `step` steps is, or would be."""
-        return self.folder / f"step-{step:08d}"
+        return self.folder / CHECKPOINT.of(step)
 
     def save(self, state: TrainingState) -> Path:
         """Write a checkpoint under its final name in one move, then drop the oldest.
@@ -114,16 +118,17 @@ class CheckpointFolder:
         """
         target = self.path(state.step)
         temporary = self.folder / f"{target.name}.tmp"
-        for leftover in (*self.folder.glob("step-*.tmp"), target):
+        for leftover in (*self.folder.glob(f"{CHECKPOINT.before}*.tmp"), target):
             if leftover.exists():
                 shutil.rmtree(leftover)
         temporary.mkdir(parents=True)
         model = {name: value.contiguous() for name, value in state.model.items()}
-        save_file(model, temporary / "model.safetensors")
+        save_file(model, temporary / CHECKPOINT_MODEL)
         rest = {"step": state.step, "position": state.position, "states": state.states}
-        torch.save(rest, temporary / "state.pt")
+        torch.save(rest, temporary / CHECKPOINT_STATE)
         sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / "sha256.json").write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(sums, indent=2) + "\n"
+        (temporary / CHECKPOINT_SUMS).write_text(text, encoding="utf-8")
         for path in (*temporary.iterdir(), temporary):
             _flush_to_disk(path)
         temporary.replace(target)
@@ -163,10 +168,7 @@ class CheckpointFolder:
             ) from error
 
     def _newest_first(self) -> list[Path]:
-        if not self.folder.is_dir():
-            return []
-        found = [path for path in self.folder.iterdir() if _NAME.fullmatch(path.name)]
-        return sorted(found, reverse=True)
+        return CHECKPOINT.paths(self.folder)[::-1]
 
 
 def check_same_model(
@@ -199,12 +201,12 @@ def check_same_model(
 
 
 def _load(path: Path) -> TrainingState:
-    sums = json.loads((path / "sha256.json").read_text(encoding="utf-8"))
-    for name in ("model.safetensors", "state.pt"):
+    sums = json.loads((path / CHECKPOINT_SUMS).read_text(encoding="utf-8"))
+    for name in (CHECKPOINT_MODEL, CHECKPOINT_STATE):
         if _sha256(path / name) != sums[name]:
             raise ValueError(f"{name} does not have the recorded checksum")
-    rest = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-    return TrainingState(model=load_file(path / "model.safetensors"), **rest)
+    rest = torch.load(path / CHECKPOINT_STATE, map_location="cpu", weights_only=True)
+    return TrainingState(model=load_file(path / CHECKPOINT_MODEL), **rest)
 
 
 def _sha256(path: Path) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from operator import attrgetter
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bsgal_train.processes import group as processes
+from bsgal_train.run_folder.layout import DECISIONS_PART, written_whole
 
 __all__ = ["SCHEMA", "Decision", "DecisionLog", "read_decisions"]
 
@@ -32,8 +32,6 @@ SCHEMA = pa.schema(
     ],
     metadata={"schema": "bsgal.decision_log/1"},
 )
-
-_PART = re.compile(r"part-(\d{8})\.parquet")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,8 +80,8 @@ class DecisionLog:
         if processes.rank() != 0:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        for path in _parts(folder):
-            if _last_step(path) > resumed_step:
+        for path in DECISIONS_PART.paths(folder):
+            if (DECISIONS_PART.step(path.name) or 0) > resumed_step:
                 path.unlink()
 
     def add(self, decisions: Iterable[Decision]) -> None:
@@ -98,10 +96,8 @@ class DecisionLog:
         if not rows or processes.rank() != 0:
             return
         table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
-        path = self._folder / f"part-{step:08d}.parquet"
-        temporary = path.with_suffix(".tmp")
-        pq.write_table(table, temporary)
-        temporary.replace(path)
+        with written_whole(self._folder / DECISIONS_PART.of(step)) as temporary:
+            pq.write_table(table, temporary)
 
 
 def read_decisions(folder: str | Path) -> pa.Table:
@@ -110,13 +106,5 @@ def read_decisions(folder: str | Path) -> pa.Table:
     Args:
         folder: `decisions` in the run's folder; where there is none, nothing was judged.
     """
-    tables = [pq.read_table(path, schema=SCHEMA) for path in _parts(Path(folder))]
+    tables = [pq.read_table(path, schema=SCHEMA) for path in DECISIONS_PART.paths(Path(folder))]
     return pa.concat_tables([SCHEMA.empty_table(), *tables])
-
-
-def _parts(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("part-*.parquet") if _PART.fullmatch(path.name))
-
-
-def _last_step(path: Path) -> int:
-    return int(path.stem.removeprefix("part-"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter
 from importlib import metadata
@@ -12,6 +11,7 @@ from typing import Any
 from bsgal_paste import InstancePool
 from bsgal_train.annotations import LvisAnnotations
 from bsgal_train.annotations.derived import file_sha256
+from bsgal_train.run_folder.layout import RunFolder, read_json, write_json
 
 __all__ = [
     "SCHEMA",
@@ -23,7 +23,6 @@ __all__ = [
 ]
 
 SCHEMA = "bsgal.provenance/1"
-_FILE = "provenance.json"
 
 _LIBRARIES = (
     *("bsgal-train", "bsgal-score", "bsgal-paste"),
@@ -87,19 +86,12 @@ def save_provenance(folder: Path, inputs: dict[str, Any]) -> None:
                 "(see provenance.json there); choose another output folder, or delete this one"
             )
     content = {"schema": SCHEMA, "inputs": inputs, "versions": versions()}
-    path = folder / _FILE
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(RunFolder(folder).provenance, content, indent=1)
 
 
 def read_provenance(folder: Path) -> dict[str, Any] | None:
     """Return what `save_provenance` wrote into a run's folder, None if it did not yet."""
-    path = folder / _FILE
-    if not path.is_file():
-        return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+    return read_json(RunFolder(folder).provenance)
 
 
 def describe_annotations(annotations: LvisAnnotations, sha256: str) -> dict[str, Any]:

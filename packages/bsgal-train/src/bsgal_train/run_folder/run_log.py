@@ -10,6 +10,7 @@ from types import TracebackType
 from torch.utils.tensorboard import SummaryWriter
 
 from bsgal_train.processes import group as processes
+from bsgal_train.run_folder.layout import RunFolder, write_text
 
 __all__ = ["MetricsLog", "read_metrics"]
 
@@ -25,15 +26,14 @@ class MetricsLog:
     """
 
     def __init__(self, folder: Path, resumed_step: int) -> None:
-        self._path = folder / "metrics.jsonl"
+        self._path = RunFolder(folder).metrics
         self._writer: SummaryWriter | None = None
         if processes.rank() != 0:
             return
         kept = [row for row in read_metrics(self._path) if row["step"] <= resumed_step]
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-        temporary.replace(self._path)
-        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_step + 1)
+        write_text(self._path, "".join(_line(row) for row in kept))
+        events = RunFolder(folder).tensorboard
+        self._writer = SummaryWriter(str(events), purge_step=resumed_step + 1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Write one row; every value is also a TensorBoard scalar of its name."""

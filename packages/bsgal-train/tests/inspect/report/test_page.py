@@ -17,9 +17,12 @@ from bsgal_train.inspect.report import (
     render_page,
     write_page,
 )
-from bsgal_train.inspect.report.chart import MAX_DOTS, contribution_chart
-from bsgal_train.inspect.report.histogram_chart import histogram_chart
-from bsgal_train.inspect.report.line_chart import line_chart
+from bsgal_train.inspect.report.charts import (
+    MAX_DOTS,
+    contribution_chart,
+    histogram_chart,
+    line_chart,
+)
 
 PIXEL_PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import pyarrow as pa
 import pytest
 
-from bsgal_train.inspect.report.chart import MAX_DOTS
+from bsgal_train.inspect.report.charts import MAX_DOTS
 from bsgal_train.inspect.report.verdicts import Verdicts
 from bsgal_train.run_folder.decision_log import SCHEMA, Decision
 

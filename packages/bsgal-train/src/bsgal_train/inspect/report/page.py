@@ -11,10 +11,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bsgal_train.inspect.report.chart import contribution_chart
+from bsgal_train.inspect.report.charts import contribution_chart, histogram_chart, line_chart
 from bsgal_train.inspect.report.content import Report
-from bsgal_train.inspect.report.histogram_chart import histogram_chart
-from bsgal_train.inspect.report.line_chart import line_chart
+from bsgal_train.run_folder.layout import write_text
 
 
 def _number(value: float | None, digits: int = 1) -> str:
@@ -79,7 +78,5 @@ def _charts(report: Report) -> dict[str, Any]:
 
 def write_page(report: Report, path: Path) -> Path:
     """Write the page, whole or not at all, and return its path."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(render_page(report), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, render_page(report))
     return path

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bsgal_train.evaluation.tables import METRICS
+from bsgal_train.evaluation.tables import METRICS, percent
 from bsgal_train.inspect.report.content import (
     CategoryRow,
     Fact,
@@ -20,6 +20,8 @@ from bsgal_train.inspect.report.pictures import pictured
 from bsgal_train.inspect.report.verdicts import InstanceVerdicts, Verdicts
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.decision_log import read_decisions
+from bsgal_train.run_folder.layout import RunFolder, read_json
+from bsgal_train.run_folder.provenance import read_provenance
 from bsgal_train.run_folder.run_log import read_metrics
 
 __all__ = ["run_report"]
@@ -46,12 +48,13 @@ def run_report(folder: str | Path, *, n_pictures: int = 18) -> Report:
         ValueError: the folder holds no run.
     """
     folder = Path(folder)
-    if not (folder / "recipe.json").is_file():
-        raise ValueError(f"{folder} holds no run: there is no recipe.json in it")
-    recipe = Recipe.load(folder / "recipe.json")
-    metrics = read_metrics(folder / "metrics.jsonl")
-    verdicts = Verdicts(read_decisions(folder / "decisions"))
-    results = _results(folder)
+    files = RunFolder(folder)
+    if not files.recipe.is_file():
+        raise ValueError(f"{folder} holds no run: there is no {files.recipe.name} in it")
+    recipe = Recipe.load(files.recipe)
+    metrics = read_metrics(files.metrics)
+    verdicts = Verdicts(read_decisions(files.decisions))
+    results = read_json(files.results) or {}
     evaluation = results.get("evaluation") or {}
     notes = []
     if not results:
@@ -82,14 +85,6 @@ def run_report(folder: str | Path, *, n_pictures: int = 18) -> Report:
     )
 
 
-def _results(folder: Path) -> dict[str, Any]:
-    path = folder / "results.json"
-    if not path.is_file():
-        return {}
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
-
-
 def _pictured(
     verdicts: Verdicts, recipe: Recipe, n: int
 ) -> tuple[list[JudgedInstance], list[JudgedInstance], list[str]]:
@@ -118,6 +113,8 @@ def _summary(
         text += f", {results['step_s']:.2f} s per step"
     if results.get("accepted_share") is not None:
         text += f", {100 * results['accepted_share']:.0f} % accepted"
+    if results.get("stopped"):
+        text += f", ended as {results['stopped']}"
     if results.get("n_skipped"):
         text += f", steps left out as they diverged: {results['n_skipped']}"
     return text + "."
@@ -140,7 +137,7 @@ def _metrics_rows(evaluation: Mapping[str, Any]) -> list[MetricsRow]:
     return [
         MetricsRow(
             name=title,
-            values={name: _percent(metrics[key][field]) for name, field in METRICS.items()},
+            values={name: percent(metrics[key][field]) for name, field in METRICS.items()},
         )
         for key, title in _IOU_TYPES.items()
         if key in metrics
@@ -179,18 +176,14 @@ def _categories(evaluation: Mapping[str, Any], verdicts: Verdicts) -> list[Categ
             name=row["name"],
             frequency=row["frequency"] or "",
             n_objects=row["n_instances"],
-            segm_ap=_percent(row["ap"].get("segm")),
-            segm_ap50=_percent(row["ap50"].get("segm")),
-            bbox_ap=_percent(row["ap"].get("bbox")),
+            segm_ap=percent(row["ap"].get("segm")),
+            segm_ap50=percent(row["ap50"].get("segm")),
+            bbox_ap=percent(row["ap"].get("bbox")),
             n_judged=judged.get(row["category_id"], (0, 0))[0],
             n_accepted=judged.get(row["category_id"], (0, 0))[1],
         )
         for row in evaluation.get("categories", ())
     ]
-
-
-def _percent(value: float | None) -> float:
-    return float("nan") if value is None else 100 * value
 
 
 def _settings(recipe: Recipe) -> list[Fact]:
@@ -205,10 +198,9 @@ def _settings(recipe: Recipe) -> list[Fact]:
 
 def _origins(folder: Path) -> list[Fact]:
     """Say what the run was made from."""
-    path = folder / "provenance.json"
-    if not path.is_file():
+    content = read_provenance(folder)
+    if content is None:
         return []
-    content = json.loads(path.read_text(encoding="utf-8"))
     facts = [
         Fact(
             name=f"{name} sha256",

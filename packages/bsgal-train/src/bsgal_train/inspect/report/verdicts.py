@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bsgal_train.inspect.report.chart import MAX_DOTS
+from bsgal_train.inspect.report.charts import MAX_DOTS
 from bsgal_train.inspect.report.content import JudgedStep, Line, ScoreHistogram
 
 __all__ = ["GROUP_NAMES", "InstanceVerdicts", "Verdicts"]
