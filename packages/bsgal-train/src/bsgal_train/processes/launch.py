@@ -3,6 +3,10 @@
 Every process is the same command with torchrun's environment variables (`RANK`, `LOCAL_RANK`,
 `WORLD_SIZE`, `MASTER_ADDR`, `MASTER_PORT`), so a run can as well be started by torchrun itself:
 `torchrun --nproc-per-node 2 -m bsgal_train train ...`.
+
+torch's launcher itself is not used here: it ends all processes as soon as one leaves with a code
+other than 0, so that the first one to be done after Ctrl-C would cut off what the others still say
+and write, and it tells of a process that died in a page instead of a line.
 """
 
 from __future__ import annotations
