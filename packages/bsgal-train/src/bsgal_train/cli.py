@@ -262,7 +262,7 @@ def _screen(options: argparse.Namespace) -> int | None:
     from bsgal_train.engine.screen import screen
 
     _use_threads(options.threads)
-    own = Path(options.recipe) / "recipe.json"
+    own = RunFolder(Path(options.recipe)).recipe
     name = str(own) if own.is_file() else options.recipe
     changes = [f"paste.pool={options.pool}"]
     if own.is_file():
