@@ -106,7 +106,7 @@ def test_loader_processes_paste_by_the_table_however_they_are_started(method, an
     places = ([(step * BATCH_SIZE + k, 0) for k in range(BATCH_SIZE)] for step in itertools.count())
     loaded = iter(
         torch.utils.data.DataLoader(
-            loaders._TrainingSet(mapped(draws, annotations, pool)),
+            loaders._TrainingSet(mapped(draws, annotations, pool), None),
             batch_sampler=places,
             num_workers=1,
             collate_fn=loaders._as_it_is,
