@@ -107,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         help="the table to write (.parquet); if stopped, it goes on",
     )
+    screen.add_argument(
+        "--alpha",
+        type=float,
+        default=0.03,
+        help="at most this share of real objects would be rejected (default: 0.03)",
+    )
     _add_overrides(screen)
     _add_placement_options(screen)
     screen.set_defaults(command=_screen)
@@ -270,7 +276,11 @@ def _screen(options: argparse.Namespace) -> int | None:
     recipe = _recipe(name, options).override(*changes)
     with joined():
         table = screen(
-            recipe, options.out, n_looks=options.looks, progress=_ProgressLine("looking")
+            recipe,
+            options.out,
+            n_looks=options.looks,
+            alpha=options.alpha,
+            progress=_ProgressLine("looking"),
         )
     if _speaks():
         counts = Counter(table.verdicts.tolist())

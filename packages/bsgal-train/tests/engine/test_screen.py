@@ -141,13 +141,19 @@ def test_the_table_is_the_same_with_several_processes_and_loaders(
         (["selection.mode=none", "paste.pool="], 1, "there is no pool to look at"),
         (["detector.init=random"], 1, "a detector from random weights sees nothing"),
         ([], 0, "at least 1 look at each instance, got 0"),
+        (["paste.pool=nowhere"], 1, "nowhere"),
     ],
 )
 def test_what_cannot_be_screened_is_refused(
     recipe: Recipe, tmp_path: Path, changes: list[str], n_looks: int, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         screen(recipe.override(*changes), tmp_path / "table.parquet", n_looks=n_looks)
+
+
+def test_a_share_outside_of_0_and_1_is_refused(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"in \(0, 1\), got 1.0"):
+        screen(recipe, tmp_path / "table.parquet", n_looks=1, alpha=1.0)
 
 
 def test_no_file_is_overwritten_and_no_folder_made(recipe: Recipe, tmp_path: Path) -> None:

@@ -30,9 +30,17 @@ logger = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 30.0
 
+_MIN_LOOKS = 2
+"""An instance that was seen less often is uncertain, unless no more looks were asked for."""
+
 
 def screen(
-    recipe: Recipe, out: str | Path, *, n_looks: int, progress: Progress | None = None
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    n_looks: int,
+    alpha: float = 0.03,
+    progress: Progress | None = None,
 ) -> EvidenceTable:
     """Look at every instance of the recipe's pool, or go on where an earlier start stopped.
 
@@ -43,6 +51,7 @@ def screen(
         recipe: its data, detector and paste settings count, and its seed.
         out: the parquet file to write; beside it, `<out>.partial` is what to go on from.
         n_looks: looks at each instance, at least 1.
+        alpha: at most this share of real objects would be rejected, in (0, 1).
         progress: told after every round of images.
 
     Raises:
@@ -52,12 +61,14 @@ def screen(
         KeyboardInterrupt: after Ctrl-C; the same call goes on.
     """
     out = Path(out)
-    _check(recipe, out, n_looks)
+    _check(recipe, out, n_looks, alpha)
     annotations = DataPaths.of(recipe.data).load_training()
     assembly = assemble(_without_training(recipe), annotations)
     assert assembly.pool is not None, "checked above"
     looking = Looking(recipe, assembly, n_looks)
-    evidence = InstanceEvidence([one.frequency for one in annotations.categories])
+    evidence = InstanceEvidence(
+        assembly.detector, [one.frequency for one in annotations.categories]
+    )
     beginning = _Beginning(
         out.with_name(f"{out.name}.partial"), _what_decides(recipe, assembly, n_looks)
     )
@@ -79,16 +90,22 @@ def screen(
             f"command goes on from {beginning.path}"
         ) from None
     pool = assembly.pool
-    table = evidence.table([pool.instance_id(position) for position in range(len(pool))])
+    table = evidence.table(
+        [pool.instance_id(position) for position in range(len(pool))],
+        alpha=alpha,
+        min_looks=min(_MIN_LOOKS, n_looks),
+    )
     if processes.rank() == 0:
         table.to_parquet(out)
         beginning.path.unlink(missing_ok=True)
     return table
 
 
-def _check(recipe: Recipe, out: Path, n_looks: int) -> None:
+def _check(recipe: Recipe, out: Path, n_looks: int, alpha: float) -> None:
     if n_looks < 1:
         raise ValueError(f"there must be at least 1 look at each instance, got {n_looks}")
+    if not 0 < alpha < 1:
+        raise ValueError(f"alpha is a share of the real objects, in (0, 1), got {alpha}")
     if not recipe.paste.pool:
         raise ValueError("there is no pool to look at: set paste.pool, or name it with --pool")
     if recipe.detector.init == "random":
