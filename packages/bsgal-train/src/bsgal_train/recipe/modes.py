@@ -140,6 +140,9 @@ MODES: Mapping[str, ModeSpec] = {
     "none": ModeSpec(step="plain:NeverPaste", pastes=False),
     "paste_all": ModeSpec(step="plain:AlwaysPaste"),
     "paste_random": ModeSpec(step="random:RandomSelection", settings=("granularity", "kept_share")),
+    "listed": ModeSpec(
+        step="listed:ListedSelection", granularity="instance", settings=("rejected_ids",)
+    ),
     "paper": ModeSpec(
         step="paper:PaperSelection",
         granularity="batch",

@@ -52,8 +52,9 @@ class SelectionConfig:
 
     Attributes:
         mode: `none` never pastes; `paste_all` trains on everything; `paste_random` accepts
-            `kept_share` by lot; `paper`, `batch`, `image` and `instance` compare gradients, once
-            per batch, image or instance; `oracle` measures the loss difference of every instance.
+            `kept_share` by lot; `listed` rejects what `rejected_ids` names; `paper`, `batch`,
+            `image` and `instance` compare gradients, once per batch, image or instance; `oracle`
+            measures the loss difference of every instance.
         reference: what real data an instance or image is compared with: `in_batch`, the real
             objects of the step's own images; `class_matched`, real images of the pasted
             categories, every `refresh_every` steps; `hybrid`, both. `own_class` (`instance` only)
@@ -91,6 +92,8 @@ class SelectionConfig:
         kept_share_by_group: the same for `kept_share`.
         kept_share_end_by_group: the same for `kept_share_end`.
         granularity: what `paste_random` draws a lot for.
+        rejected_ids: `listed` only: JSON file with a list of the instance ids that are rejected, or
+            an object whose keys they are, such as a `planted.json`.
         oracle_step: `oracle` takes the step with the whole batch, with and without the instance
             (`in_batch`), or with the instance `alone`.
         nothing_to_judge: `paper` only: `no_evidence` trains on a batch without a pasted proposal
@@ -120,6 +123,7 @@ class SelectionConfig:
     kept_share_by_group: tuple[float, ...] = ()
     kept_share_end_by_group: tuple[float, ...] = ()
     granularity: Granularity = "instance"
+    rejected_ids: str = ""
     oracle_step: Literal["in_batch", "alone"] = "in_batch"
     nothing_to_judge: Literal["no_evidence", "zero"] = "no_evidence"
     reference_classes: Literal["all", "federated"] = "all"
@@ -167,6 +171,11 @@ class SelectionConfig:
                 f"it out: {' '.join(mended)}",
                 tuple(unused),
             )
+
+        require(
+            self.mode != "listed" or bool(self.rejected_ids),
+            "selection.mode=listed needs selection.rejected_ids, a JSON file of instance ids",
+        )
 
     def _check_numbers(self) -> None:
         decay, threshold = self.effective_decay, self.effective_threshold
