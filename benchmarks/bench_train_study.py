@@ -8,12 +8,13 @@ drawings: one with the kinds of defect that verdicts are developed with, one wit
 are not (`train_study/kinds.py`). Any pool of built-in categories, all or some, can take their
 place, if its `planted.json` maps the id of every spoilt instance to a name of its kind.
 
-Ceilings: `paste_clean` (`exact_replace`) pastes the pool without its spoilt instances, others in
-their place. `paste_random` accepts the share that `class_row` accepted with the same seed.
-`paste_filtered` and `clip_filtered` paste a pool without what a salient-object model or CLIP doubts
-most in each category, as much as is spoilt. `class_row` is the class-mean filter on the
-classifier's own row. Where a mode costs another time than `paste_all`, measured in turn,
-`<arm>@wall` repeats it with as many steps as fit the time of `paste_all`.
+Ceilings: `exact_reject` rejects every spoilt instance in the step, as a perfect judge would;
+`paste_clean` (`exact_replace`) pastes the pool without them, others in their place. `paste_random`
+accepts the share that `class_row` accepted with the same seed. `paste_filtered` and `clip_filtered`
+paste a pool without what a salient-object model or CLIP doubts most in each category, as much as is
+spoilt. `class_row` is the class-mean filter on the classifier's own row. Where a mode costs another
+time than `paste_all`, measured in turn, `<arm>@wall` repeats it with as many steps as fit the time
+of `paste_all`.
 
 `<name>_p_<arm>` are corrected for the number of arms. `defect_recall`, `recall_<kind>` and
 `good_lost_<group>` count draws, `instance_...` count instances of the pool by their last verdict.
@@ -31,8 +32,8 @@ from train_study.tables import tables
 __all__ = ["tables"]
 
 ARMS = (
-    "none", "paste_all", "paste_clean", "paste_filtered", "paper", "batch", "class_row",
-    "in_batch_step", "paste_random",
+    "none", "paste_all", "paste_clean", "exact_reject", "paste_filtered", "paper", "batch",
+    "class_row", "in_batch_step", "paste_random",
 )  # fmt: skip
 
 if __name__ == "__main__":

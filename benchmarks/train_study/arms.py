@@ -46,6 +46,7 @@ ARMS: dict[str, Arm] = {
     "none": Arm(settings=("selection.mode=none",)),
     "paste_all": _all_of("planted"),
     "paste_clean": _all_of("clean"),
+    "exact_reject": Arm(settings=("selection.mode=listed", "selection.rejected_ids={planted}")),
     "exact_replace": _all_of("clean"),
     "paste_filtered": _all_of("u2netp"),
     "clip_filtered": _all_of("clip"),
