@@ -448,3 +448,25 @@ def test_two_processes_equal_one_with_all_looks():
 
 if __name__ == "__main__":
     work(sys.argv[1], int(sys.argv[2]))
+
+
+def test_an_earlier_table_counts_where_it_is_made_of_more_looks() -> None:
+    def table(ids: list[str], looks: list[int], p: float, verdict: str) -> EvidenceTable:
+        n = len(ids)
+        evidence = {"loss": np.full(n, p, dtype=np.float32)}
+        return EvidenceTable(
+            ids, np.array(looks), evidence, np.full(n, p), np.array([verdict] * n), 0.05, 2
+        )
+
+    now = table(["a", "b", "c"], [1, 4, 0], 0.5, "accept")
+    before = table(["x", "b", "c", "a"], [9, 3, 2, 2], 0.01, "reject")
+    mixed = now.or_before(before)
+
+    assert mixed.ids == ["a", "b", "c"]
+    assert mixed.looks.tolist() == [2, 4, 2]
+    assert mixed.verdicts.tolist() == ["reject", "accept", "reject"]
+    assert mixed.p_values.tolist() == [0.01, 0.5, 0.01]
+    assert mixed.evidence["loss"].tolist() == pytest.approx([0.01, 0.5, 0.01])
+    assert now.verdicts.tolist() == ["accept"] * 3
+    other = EvidenceTable(["a"], np.array([9]), {}, np.array([0.2]), np.array(["accept"]), 0.05, 2)
+    assert np.isnan(now.or_before(other).evidence["loss"][0])

@@ -44,6 +44,37 @@ class EvidenceTable:
     min_looks: int
     """Units with fewer looks are uncertain."""
 
+    def or_before(self, before: EvidenceTable) -> EvidenceTable:
+        """Return this table with the rows of an earlier one where that is made of more looks.
+
+        Args:
+            before: About any instances; those that are not in this table are left out. Sources that
+                only it has are left out, too.
+        """
+        row_of = {name: row for row, name in enumerate(before.ids)}
+        rows = np.array([row_of.get(name, -1) for name in self.ids], dtype=np.int64)
+        chosen = np.flatnonzero(rows >= 0)
+        chosen = chosen[before.looks[rows[chosen]] > self.looks[chosen]]
+
+        def mixed(own: NDArray[Any], earlier: NDArray[Any]) -> NDArray[Any]:
+            found = own.copy()
+            found[chosen] = earlier[rows[chosen]]
+            return found
+
+        nothing = np.full(len(before.ids), np.nan, dtype=np.float32)
+        return EvidenceTable(
+            self.ids,
+            mixed(self.looks, before.looks),
+            {
+                name: mixed(own, before.evidence.get(name, nothing))
+                for name, own in self.evidence.items()
+            },
+            mixed(self.p_values, before.p_values),
+            mixed(self.verdicts, before.verdicts),
+            self.alpha,
+            self.min_looks,
+        )
+
     def to_parquet(self, path: str | os.PathLike[str]) -> None:
         """Write a file with the columns id, looks, evidence_<source>, p_value and verdict.
 

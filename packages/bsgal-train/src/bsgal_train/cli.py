@@ -110,8 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     screen.add_argument(
         "--alpha",
         type=float,
-        default=0.03,
-        help="at most this share of real objects would be rejected (default: 0.03)",
+        help="at most this share of real objects would be rejected (default: the recipe's)",
     )
     _add_overrides(screen)
     _add_placement_options(screen)

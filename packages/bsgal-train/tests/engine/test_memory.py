@@ -64,7 +64,7 @@ def held_bytes(state: Any) -> int:
         (("selection.mode=image", "selection.cache_dtype=bf16"), 4),
         (("selection.mode=instance", "selection.reference=in_batch"), 4),
         # It compares one class's row at a time.
-        (("selection.mode=instance",), 0),
+        (("selection.mode=instance", "selection.reference=own_class"), 0),
     ],
 )
 def test_what_a_run_holds_is_refused_one_byte_below(

@@ -32,7 +32,7 @@ MODES = {
     "paper": (),
     "batch": ("selection.refresh_every=2",),
     "image": ("selection.reference=in_batch",),
-    "instance": ("selection.images_per_class=1", "selection.threshold=0"),
+    "instance": ("selection.images_per_class=1", "selection.alpha=0.4", "selection.min_looks=1"),
     "oracle": (),
 }
 VARIANTS = {
@@ -41,6 +41,7 @@ VARIANTS = {
     "paper, federated reference": ("selection.reference_classes=federated",),
     "image, class-matched": ("selection.reference=class_matched", "selection.refresh_every=2"),
     "image, step": ("selection.form=step", "selection.rowwise=true"),
+    "instance, own class": ("selection.reference=own_class", "selection.threshold=0"),
     "instance, in batch": ("selection.reference=in_batch", "selection.rowwise=true"),
     "instance, hybrid": ("selection.reference=hybrid", "selection.form=dot"),
 }

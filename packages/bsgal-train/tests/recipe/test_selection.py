@@ -25,7 +25,7 @@ def test_settings_left_to_the_mode_are_resolved() -> None:
         return config.effective_threshold, config.effective_decay, config.effective_losses
 
     assert resolved(mode="paper") == (-0.05, 0.1, ("cls",))
-    assert resolved(mode="instance")[2] == ("cls",)
+    assert resolved(mode="instance", reference="own_class")[2] == ("cls",)
     assert resolved(mode="instance", reference="hybrid")[2] == ("cls", "box", "mask")
     assert resolved(mode="image") == (-0.05, 0.9, ("cls", "box", "mask"))
     assert resolved(mode="instance", form="step")[0] == 0.0
@@ -38,7 +38,9 @@ def test_the_reference_follows_the_mode_and_the_policy_the_reference() -> None:
         config = SelectionConfig(**options)
         return config.effective_reference, config.effective_policy
 
-    assert resolved(mode="instance") == ("own_class", "like_real")
+    assert resolved(mode="instance") == ("evidence", "level")
+    assert resolved(mode="instance", reference="own_class") == ("own_class", "like_real")
+    assert resolved(mode="instance", policy="like_real") == ("own_class", "like_real")
     assert resolved(mode="instance", threshold=0.5) == ("own_class", "fixed")
     assert resolved(mode="instance", policy="quantile") == ("own_class", "quantile")
     assert resolved(mode="instance", form="step") == ("in_batch", "fixed")
@@ -66,16 +68,24 @@ def test_optional_settings_are_overridden_and_saved() -> None:
         (["mode=paper", "decay=1"], r"decay must be in \[0, 1\)"),
         (["mode=image", "decay=0.99", "cache_dtype=bf16"], r"at most 0\.9, got 0\.99"),
         (["mode=paste_random", "kept_share=1.5"], r"must be in \[0, 1\]"),
-        (["mode=instance", "real_kept_share=1.5"], r"must be in \[0, 1\]"),
+        (["mode=instance", "reference=own_class", "real_kept_share=1.5"], r"must be in \[0, 1\]"),
         (["mode=instance", "images_per_class=-1"], "images_per_class must be >= 0"),
         (["mode=batch", "refresh_every=0"], "at least 1"),
         (["mode=image", 'losses=["cls","cls"]'], "names a loss twice"),
         (["mode=image", 'losses=["class"]'], "must be one of cls, box, mask"),
         (["mode=instance", "threshold_by_group=[0.1]"], "needs three values, for r, c and f"),
+        (["mode=instance", "alpha=1"], r"alpha must lie in \(0, 1\)"),
+        (["mode=instance", "min_looks=9"], r"min_looks must lie in \[1, selection.max_looks\]"),
+        (["mode=instance", "sources=[]"], "must be some of prototype, real_prototype, cls_loss"),
+        (["mode=instance", 'sources=["outline","outline"]'], "each once"),
+        (["mode=instance", "publish_every=0"], "publish_every must be at least 1"),
         (["refrence=hybrid"], "the nearest is `selection.reference`"),
         (["mode=image", "reference=own_class"], "choose in_batch, class_matched or hybrid"),
-        (["mode=instance", "policy=like_real", "reference=hybrid"], "own_class only"),
-        (["mode=image", "policy=like_real"], "own_class only: choose that, or fixed, quantile"),
+        (
+            ["mode=instance", "policy=like_real", "reference=hybrid"],
+            "choose fixed, quantile or schedule",
+        ),
+        (["mode=image", "policy=like_real"], "choose fixed, quantile"),
     ],
 )
 def test_a_bad_selection_is_refused(assignments: list[str], message: str) -> None:
@@ -104,7 +114,12 @@ def test_a_bad_selection_is_refused(assignments: list[str], message: str) -> Non
             "form=cosine",
         ),
         (["mode=image", "refresh_every=2"], "reference=class_matched or", "refresh_every=16"),
-        (["mode=instance", "kept_share=0.7"], "policy=quantile or schedule", "kept_share=0.5"),
+        (
+            ["mode=instance", "kept_share=0.7"],
+            "own_class, in_batch, class_matched",
+            "kept_share=0.5",
+        ),
+        (["mode=instance", "threshold=0", "alpha=0.1"], "reference=evidence", "alpha=0.04"),
         (["mode=instance", "policy=quantile", "kept_share_end=1"], "=schedule", "kept_share_end"),
         (["mode=instance", "policy=like_real", "threshold=0"], "fixed, quantile", "threshold=null"),
         (["mode=image", "real_kept_share=0.5"], "for selection.mode=instance", "real_kept_share"),
@@ -126,7 +141,7 @@ def test_a_setting_without_effect_is_refused(
 
 def test_the_default_of_a_setting_without_effect_may_be_said() -> None:
     assert pasting("mode=paste_all", "kept_share=0.5").selection.mode == "paste_all"
-    assert pasting("mode=instance", 'losses=["cls"]').selection.losses == ("cls",)
+    assert pasting("mode=batch", 'losses=["cls"]').selection.losses == ("cls",)
 
 
 def test_another_mode_on_a_named_recipe_says_what_to_change() -> None:
@@ -184,6 +199,19 @@ def test_a_stored_recipe_keeps_what_has_an_effect(caplog: pytest.LogCaptureFixtu
 
     assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
     assert not caplog.text
+
+
+@pytest.mark.parametrize(("form", "reference"), [("cosine", "own_class"), ("step", "in_batch")])
+def test_a_run_of_before_there_was_evidence_keeps_its_reference(form: str, reference: str) -> None:
+    stored = pasting("mode=instance", f"reference={reference}", f"form={form}").to_dict()
+    stored["selection"] = {
+        name: value
+        for name, value in stored["selection"].items()
+        if name not in ("sources", "alpha", "evidence")
+    }
+    stored["selection"]["reference"] = None
+
+    assert Recipe.from_dict(stored).selection.effective_reference == reference
 
 
 def test_a_stored_value_that_makes_no_sense_is_refused() -> None:

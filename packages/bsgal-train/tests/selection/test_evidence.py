@@ -1,101 +1,170 @@
+"""Evidence about instances from looks whose values are made up, so that the truth is known."""
+
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-import torch
-from torch import nn
 
-from bsgal_train.detector import build_detector
-from bsgal_train.recipe import Recipe
-from bsgal_train.selection.evidence import SOURCES, InstanceEvidence
+from bsgal_train.processes import group as processes
+from bsgal_train.recipe import SelectionConfig
+from bsgal_train.selection.class_averages import ClassAverages
+from bsgal_train.selection.evidence import InstanceEvidence
 from bsgal_train.selection.scoring.looks import LOSSES, Looks
 
-N_CLASSES = 3
-FREQUENCIES = ["r", "c", "f"]
+N_CLASSES, WIDTH = 12, 16
+FREQUENCIES = ["r"] * 4 + ["c"] * 4 + ["f"] * 4
+CENTRES = np.random.default_rng(5).normal(size=(N_CLASSES, WIDTH)).astype(np.float32)
+Kinds = npt.NDArray[np.str_]
 
 
-@pytest.fixture
-def detector(tiny_recipe: Recipe) -> nn.Module:
-    torch.manual_seed(0)
-    return build_detector(tiny_recipe.detector, N_CLASSES)
-
-
-def looks(
-    ids: Sequence[str],
-    classes: Sequence[int],
-    shown: Sequence[int],
-    mask_loss: Sequence[float],
-    *,
-    is_real: bool,
-    rng: np.random.Generator,
+def make_looks(
+    ids: list[str], classes: npt.NDArray[np.int64], kinds: Kinds, is_real: bool, seed: int
 ) -> Looks:
-    """Make looks at objects that show a class, with a loss of their mask."""
-    directions = np.eye(32)[:N_CLASSES] * 5
-    features = directions[list(shown)] + rng.normal(size=(len(ids), 32)) * 0.5
-    losses = dict.fromkeys(LOSSES, np.zeros(len(ids), dtype=np.float32))
+    """Objects near their class's centre; `alien` ones near another, `frayed` with a bad outline."""
+    rng = np.random.default_rng(seed)
+    n = len(ids)
+    where = np.where(kinds == "alien", (classes + 1) % N_CLASSES, classes)
+    losses = {name: rng.lognormal(size=n).astype(np.float32) for name in LOSSES}
+    # What is hard of a mask depends on the class, too.
+    losses["mask_hardest"] *= np.exp(classes + 4.0 * (kinds == "frayed")).astype(np.float32)
     return Looks(
         ids=tuple(ids),
-        classes=np.array(classes),
-        is_real=np.full(len(ids), is_real),
-        features=features.astype(np.float32),
-        losses={**losses, "mask_loss": np.array(mask_loss, dtype=np.float32)},
+        classes=classes,
+        is_real=np.full(n, is_real),
+        features=CENTRES[where] + rng.normal(size=(n, WIDTH)).astype(np.float32),
+        losses=losses,
+        visible_frac=np.ones(n, dtype=np.float32),
     )
 
 
-def look_at_real(evidence: InstanceEvidence, rng: np.random.Generator) -> None:
-    """Look at 180 real objects in batches."""
-    for batch in range(12):
-        classes = [k % N_CLASSES for k in range(15)]
-        ids = [f"{batch}:{k}" for k in range(15)]
-        masks = rng.uniform(0.2, 0.4, size=15).tolist()
-        evidence.take(looks(ids, classes, classes, masks, is_real=True, rng=rng))
+def real_looks(seed: int, n_each: int = 12) -> Looks:
+    classes = np.repeat(np.arange(N_CLASSES), n_each)
+    ids = [f"{k}:{k}" for k in range(len(classes))]
+    return make_looks(ids, classes, np.full(len(ids), "good"), True, seed)
 
 
-def test_what_looks_like_no_real_object_is_rejected_and_the_rest_accepted(
-    detector: nn.Module,
+CLASSES = np.repeat(np.arange(N_CLASSES), 20)
+IDS = [f"p{k}" for k in range(len(CLASSES))]
+KINDS = np.array((["good"] * 14 + ["alien"] * 3 + ["frayed"] * 3) * N_CLASSES)
+
+
+def looked_at(config: SelectionConfig, n_looks: int = 3) -> InstanceEvidence:
+    evidence = InstanceEvidence(WIDTH, FREQUENCIES, config)
+    for number in range(n_looks):
+        evidence.take(real_looks(100 + number), is_shared=True)
+        evidence.take(make_looks(IDS, CLASSES, KINDS, False, number), is_shared=True)
+    return evidence
+
+
+def config(**changes: object) -> SelectionConfig:
+    return SelectionConfig(mode="instance", **changes)  # type: ignore[arg-type]
+
+
+def rejected(evidence: InstanceEvidence) -> dict[str, float]:
+    is_rejected = evidence.table(IDS).verdicts == "reject"
+    return {kind: float(is_rejected[kind == KINDS].mean()) for kind in ("good", "alien", "frayed")}
+
+
+def test_both_sources_find_what_the_other_does_not_see() -> None:
+    found = rejected(looked_at(config()))
+
+    assert found["alien"] > 0.9
+    assert found["frayed"] > 0.9
+    assert found["good"] < 0.1
+    feature = rejected(looked_at(config(sources=("prototype",))))
+    assert feature["alien"] > 0.9 > 0.2 > feature["frayed"]
+    outline = rejected(looked_at(config(sources=("outline",))))
+    assert outline["frayed"] > 0.9 > 0.2 > outline["alien"]
+
+
+def test_the_outline_is_relative_to_the_class() -> None:
+    # Of the last class every mask is a hundred times as hard as of the others, good or not.
+    found = looked_at(config(sources=("outline",))).table(IDS)
+
+    of_last = (CLASSES == N_CLASSES - 1) & (KINDS == "good")
+    assert (found.verdicts[of_last] == "reject").mean() < 0.2
+
+
+@pytest.mark.parametrize("source", ["real_prototype", "cls_loss", "box_loss", "mask_loss"])
+def test_every_source_can_be_used_alone(source: str) -> None:
+    table = looked_at(config(sources=(source,))).table(IDS)
+
+    assert set(table.evidence) == {source}
+    assert np.isfinite(table.p_values).all()
+
+
+def test_too_few_looks_are_uncertain_and_have_no_p_value() -> None:
+    evidence = looked_at(config(min_looks=3), n_looks=2)
+
+    assert set(evidence.table(IDS).verdicts.tolist()) == {"uncertain"}
+    assert np.isnan(evidence.p_values(IDS)).all()
+    assert np.isnan(evidence.p_values(["never seen"])).all()
+
+
+def test_a_p_value_is_rejected_from_the_level_down() -> None:
+    evidence = looked_at(config(alpha=0.1))
+
+    p_values, verdicts = evidence.p_values(IDS), evidence.table(IDS).verdicts
+    assert ((p_values <= 0.1) == (verdicts == "reject")).all()
+
+
+def test_covered_objects_and_those_without_rows_say_nothing() -> None:
+    evidence = InstanceEvidence(WIDTH, FREQUENCIES, config(min_looks=1))
+    evidence.take(real_looks(0), is_shared=True)
+    looks = make_looks(IDS, CLASSES, KINDS, False, 0)
+    looks.visible_frac[:] = np.where(np.arange(len(looks)) % 3 == 0, 0.2, 1.0)
+    looks.features[1::3] = np.nan
+    evidence.take(looks, is_shared=True)
+
+    assert evidence.table(IDS).looks.tolist() == [0, 0, 1] * (len(IDS) // 3)
+
+
+def test_a_restored_evidence_goes_on_bit_for_bit() -> None:
+    one = looked_at(config(), n_looks=2)
+    other = InstanceEvidence(WIDTH, FREQUENCIES, config())
+    other.load_state_dict(one.state_dict())
+    for evidence in (one, other):
+        evidence.take(real_looks(7), is_shared=True)
+        evidence.take(make_looks(IDS, CLASSES, KINDS, False, 7), is_shared=True)
+
+    a, b = one.table(IDS), other.table(IDS)
+    assert a.p_values.tobytes() == b.p_values.tobytes()
+    assert a.verdicts.tolist() == b.verdicts.tolist()
+
+
+def test_two_processes_know_what_one_knows(
+    in_processes: Callable[[int, Callable[[int], object]], list[int]],
 ) -> None:
-    rng = np.random.default_rng(0)
-    evidence = InstanceEvidence(detector, FREQUENCIES)
-    ids = ["good", "of another class", "badly cut out"]
-    for _ in range(2):
-        look_at_real(evidence, rng)
-        evidence.take(looks(ids, [1, 1, 1], [1, 2, 1], [0.3, 0.3, 2.0], is_real=False, rng=rng))
-    table = evidence.table([*ids, "never seen"], alpha=0.03, min_looks=2)
+    def parts(looks: Looks, n: int) -> list[Looks]:
+        return [looks.only(np.arange(len(looks)) % n == rank) for rank in range(n)]
 
-    assert table.verdicts.tolist() == ["accept", "reject", "reject", "uncertain"]
-    assert set(table.evidence) == {source.name for source in SOURCES}
-    assert table.evidence["prototype"][1] > 2 > table.evidence["prototype"][2]
-    assert table.evidence["mask_loss"][2] > 2 > table.evidence["mask_loss"][1]
+    one = looked_at(config(), n_looks=2).table(IDS)
 
+    def work(rank: int) -> None:
+        evidence = InstanceEvidence(WIDTH, FREQUENCIES, config())
+        for number in range(2):
+            evidence.take(parts(real_looks(100 + number), 2)[rank], is_shared=False)
+            looks = make_looks(IDS, CLASSES, KINDS, False, number)
+            evidence.take(parts(looks, 2)[rank], is_shared=False)
+        table = evidence.table(IDS)
+        assert table.looks.tolist() == one.looks.tolist()
+        np.testing.assert_allclose(table.p_values, one.p_values, atol=1e-9)
+        assert len({p.tobytes() for (p,) in processes.gather([table.p_values])}) == 1
 
-def test_an_object_that_one_source_says_nothing_about_is_judged_by_the_other(
-    detector: nn.Module,
-) -> None:
-    rng = np.random.default_rng(0)
-    evidence = InstanceEvidence(detector, FREQUENCIES)
-    ids = ["no mask", "no proposal", "nothing"]
-    for _ in range(2):
-        look_at_real(evidence, rng)
-        one = looks(ids, [1, 1, 1], [2, 1, 1], [np.nan, 2.0, np.nan], is_real=False, rng=rng)
-        one.features[1:] = np.nan
-        evidence.take(one)
-    table = evidence.table(ids, alpha=0.03, min_looks=2)
-
-    assert table.verdicts.tolist() == ["reject", "reject", "uncertain"]
-    assert table.looks.tolist() == [2, 2, 0]
+    assert in_processes(2, work) == [0, 0]
 
 
-def test_evidence_goes_on_from_its_state(detector: nn.Module) -> None:
-    evidences = [InstanceEvidence(detector, FREQUENCIES) for _ in range(2)]
-    first, second = evidences
-    look_at_real(first, np.random.default_rng(0))
-    second.load_state_dict(first.state_dict())
-    for one in evidences:
-        rng = np.random.default_rng(1)
-        one.take(looks(["a", "b"], [0, 2], [0, 2], [0.3, 0.5], is_real=False, rng=rng))
-    tables = [one.table(["a", "b"], alpha=0.03, min_looks=1) for one in evidences]
+def test_class_averages_follow_their_class_as_far_as_it_has_shown_itself() -> None:
+    averages = ClassAverages(2)
+    assert averages.relative(np.array([0, 1]), np.array([3.0, 5.0])).tolist() == [3.0, 5.0]
+    averages.add(np.array([0] * 1000), np.full(1000, 2.0), is_shared=True)
+    averages.add(np.array([1, 1]), np.array([10.0, np.nan]), is_shared=True)
 
-    assert tables[0].p_values.tolist() == tables[1].p_values.tolist()
-    assert np.isfinite(tables[0].p_values).all()
+    of_first, of_second = averages.relative(np.array([0, 1]), np.array([2.0, 10.0]))
+    assert abs(of_first) < 0.01
+    # One object of its own against eight of all.
+    assert of_second == pytest.approx(10.0 - (10.0 + 8 * 2.008) / 9, abs=0.02)
+    assert np.isnan(averages.relative(np.array([0]), np.array([np.nan])))[0]

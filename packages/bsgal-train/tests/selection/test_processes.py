@@ -40,12 +40,17 @@ CASES: dict[str, dict[str, Any]] = {
         "detector": {},
     },
     "paper-rejecting": {"selection": {"mode": "paper", "threshold": 0.9}, "detector": {}},
+    "evidence": {"selection": {"mode": "instance", "min_looks": 1, "alpha": 0.4}, "detector": {}},
+    "centernet2-evidence": {
+        "selection": {"mode": "instance", "min_looks": 1, "alpha": 0.4},
+        "detector": CENTERNET2,
+    },
     "own-class": {
-        "selection": {"mode": "instance"},
+        "selection": {"mode": "instance", "reference": "own_class"},
         "detector": {},
     },
     "centernet2-own-class": {
-        "selection": {"mode": "instance"},
+        "selection": {"mode": "instance", "reference": "own_class"},
         "detector": CENTERNET2,
     },
     "centernet2-in-batch": {

@@ -149,5 +149,6 @@ class TrainingMapper:
             class_indices=class_indices,
             source=source,
             annotation_ids=ids,
+            visible_frac=result.visible_frac,
         )
         return pasted, tuple(pastes)

@@ -43,6 +43,7 @@ class RealCrop:
             class_indices=self.class_indices,
             source=[REAL] * len(self.class_indices),
             annotation_ids=self.annotation_ids,
+            visible_frac=np.ones(len(self.class_indices)),
         )
 
 

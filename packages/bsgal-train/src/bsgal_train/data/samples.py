@@ -44,6 +44,8 @@ class LabelledImage:
         source: int64 `(N,)`: `REAL`, or which of the sample's pasted objects it is.
         annotation_ids: int64 `(N,)`: id of the annotation that a real object was drawn from,
             whatever a crop or a paste has left of it; `NOT_ANNOTATED` for a pasted one.
+        visible_frac: float32 `(N,)`: share of the object that no other one covers, of a pasted one
+            also that no border cuts off; a real one counts as it is in the crop.
     """
 
     image_id: int
@@ -54,6 +56,7 @@ class LabelledImage:
     masks: Tensor
     source: Tensor
     annotation_ids: Tensor
+    visible_frac: Tensor
 
     def __len__(self) -> int:
         return len(self.class_indices)
@@ -73,6 +76,7 @@ class LabelledImage:
             masks=self.masks[chosen],
             source=self.source[chosen],
             annotation_ids=self.annotation_ids[chosen],
+            visible_frac=self.visible_frac[chosen],
         )
 
 
@@ -146,6 +150,7 @@ def labelled_image(
     class_indices: Sequence[int],
     source: Sequence[int],
     annotation_ids: npt.NDArray[np.int64],
+    visible_frac: npt.NDArray[np.float64],
 ) -> LabelledImage:
     """Build a `LabelledImage` from arrays in step with each other."""
     return LabelledImage(
@@ -157,4 +162,5 @@ def labelled_image(
         masks=torch.from_numpy(np.ascontiguousarray(masks)),
         source=torch.tensor(source, dtype=torch.int64),
         annotation_ids=torch.from_numpy(annotation_ids.copy()),
+        visible_frac=torch.from_numpy(visible_frac.astype(np.float32)),
     )

@@ -38,6 +38,9 @@ _STAGE = 1
 _ANY_CLASS = 1 << 30
 """More than any number of classes: the mask head sees foreground only."""
 
+_HARDEST_SHARE = 0.05
+"""Of a mask's pixels; an outline has about a tenth of them."""
+
 # Detectron2's classes carry no types, hence the ignores on every subclass below.
 
 
@@ -219,5 +222,13 @@ class Fp32MaskHead(MaskRCNNConvUpsampleHead):  # type: ignore[misc]
             count=len(logits),
             rows=rows,
             modules=("roi_heads.mask_head",),
+            hardest=_hardest(per_pixel.detach()),
         )
         return {"loss_mask": loss}
+
+
+def _hardest(per_pixel: Tensor) -> Tensor:
+    """Return the mean loss (R,) of the hardest pixels of each mask (R, side, side)."""
+    flat = per_pixel.flatten(1)
+    n_hardest = max(1, round(_HARDEST_SHARE * flat.shape[1]))
+    return flat.topk(n_hardest, dim=1, sorted=False).values.mean(dim=1)

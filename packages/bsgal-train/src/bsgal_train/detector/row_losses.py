@@ -92,6 +92,9 @@ class RowLosses:
         rows: where the R rows come from.
         modules: names in the detector of the modules whose input has exactly these rows along its
             first axis; empty if there are none.
+        hardest: float32 (R,), of a mask the mean loss of its hardest pixels, without graph; None of
+            other losses. An outline that is off by a little is wrong in few pixels, which the mean
+            over all of them hides.
     """
 
     name: str
@@ -100,6 +103,7 @@ class RowLosses:
     normalizer: float
     rows: Rows
     modules: tuple[str, ...] = ()
+    hardest: Tensor | None = None
 
     def total(self, keep: Tensor | None = None) -> Tensor:
         """Return the scalar loss; with `keep`, bool (R,), that of some rows by the same divisor."""
@@ -118,6 +122,7 @@ def report(
     count: int,
     rows: Rows,
     modules: Sequence[str] = (),
+    hardest: Tensor | None = None,
 ) -> Tensor:
     """Return the named loss of a batch, and note its rows where they are recorded.
 
@@ -137,6 +142,7 @@ def report(
         normalizer=normalizer,
         rows=rows,
         modules=tuple(modules),
+        hardest=hardest,
     )
     for recorder in _recorders.get():
         recorder.append(losses)

@@ -37,7 +37,7 @@ from bsgal_train.detector import (
 )
 from bsgal_train.engine.memory import available_bytes, check_memory
 from bsgal_train.engine.optimizer import build_optimizer
-from bsgal_train.engine.steering import SteeredDraws, Steering
+from bsgal_train.engine.steering import SteeredDraws, Steering, evidence_steering
 from bsgal_train.engine.step import TrainingSteps, step_seed
 from bsgal_train.engine.update import OptimizerStep
 from bsgal_train.errors import AnnotationFormatError
@@ -84,7 +84,8 @@ def assemble(
         recipe: of the run.
         annotations: of the training images.
         initial_weights: load what the recipe starts from; not needed where a checkpoint follows.
-        steering: weighs the pool's instances as training goes on; None: all alike.
+        steering: weighs the pool's instances as training goes on; None leaves it to the mode: by
+            evidence, where it has some and `selection.steer` is on, else all alike.
 
     Raises:
         ValueError: for bad settings, annotations, pool or weights of its instances.
@@ -99,6 +100,17 @@ def assemble(
     skipped = SkippedFiles()
     sha256 = file_sha256(annotations.path)
     pool = _matched_pool(recipe, annotations)
+    detector = _drawn_detector(recipe, annotations)
+    if initial_weights:
+        _load_initial_weights(detector, recipe, annotations)
+    detector.to(best_device())
+    check_memory(recipe, detector, available_bytes())
+    optimizer = build_optimizer(detector, recipe.optimizer)
+    update = OptimizerStep(detector, optimizer, recipe.optimizer, recipe.detector.precision)
+    reference = ClassMatchedReference(annotations, crop, skipped, recipe.data.n_workers)
+    selection = build_selection(recipe, detector, reference, update)
+    if steering is None and pool is not None:
+        steering = evidence_steering(recipe.selection, selection)
     draws = None if steering is None else _steered_draws(recipe, pool, steering)
     table = None if draws is None else draws.table
     mapper = TrainingMapper(
@@ -111,7 +123,6 @@ def assemble(
     sampler = RepeatFactorSampler(
         compute_repeat_factors(annotations, recipe.data.repeat_threshold), seed
     )
-    reference = ClassMatchedReference(annotations, crop, skipped, recipe.data.n_workers)
     ahead = _drawn_ahead(reference, recipe)
 
     def batches(start_position: int) -> Iterable[list[TrainingSample]]:
@@ -127,14 +138,6 @@ def assemble(
             ahead,
         )
 
-    detector = _drawn_detector(recipe, annotations)
-    if initial_weights:
-        _load_initial_weights(detector, recipe, annotations)
-    detector.to(best_device())
-    check_memory(recipe, detector, available_bytes())
-    optimizer = build_optimizer(detector, recipe.optimizer)
-    update = OptimizerStep(detector, optimizer, recipe.optimizer, recipe.detector.precision)
-    selection = build_selection(recipe, detector, reference, update)
     return Assembly(
         annotations=annotations,
         annotations_sha256=sha256,

@@ -23,6 +23,7 @@ from bsgal_train.recipe import Recipe, SelectionConfig
 from bsgal_train.run_folder.layout import settings_that_count, written_whole
 from bsgal_train.run_folder.provenance import describe_inputs
 from bsgal_train.selection.evidence import InstanceEvidence
+from bsgal_train.selection.scoring.real_gradient import classifiers
 
 __all__ = ["screen"]
 
@@ -30,16 +31,13 @@ logger = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 30.0
 
-_MIN_LOOKS = 2
-"""An instance that was seen less often is uncertain, unless no more looks were asked for."""
-
 
 def screen(
     recipe: Recipe,
     out: str | Path,
     *,
     n_looks: int,
-    alpha: float = 0.03,
+    alpha: float | None = None,
     progress: Progress | None = None,
 ) -> EvidenceTable:
     """Look at every instance of the recipe's pool, or go on where an earlier start stopped.
@@ -48,10 +46,12 @@ def screen(
     and loader processes the table is the same.
 
     Args:
-        recipe: its data, detector and paste settings count, and its seed.
+        recipe: its data, detector and paste settings count, its seed, and how it judges if its
+            mode is `instance` by evidence.
         out: the parquet file to write; beside it, `<out>.partial` is what to go on from.
         n_looks: looks at each instance, at least 1.
-        alpha: at most this share of real objects would be rejected, in (0, 1).
+        alpha: at most this share of real objects would be rejected, in (0, 1); None leaves it to
+            the recipe.
         progress: told after every round of images.
 
     Raises:
@@ -61,23 +61,26 @@ def screen(
         KeyboardInterrupt: after Ctrl-C; the same call goes on.
     """
     out = Path(out)
-    _check(recipe, out, n_looks, alpha)
+    _check(recipe, out, n_looks)
+    config = _evidence_settings(recipe, n_looks, alpha)
     annotations = DataPaths.of(recipe.data).load_training()
     assembly = assemble(_without_training(recipe), annotations)
     assert assembly.pool is not None, "checked above"
     looking = Looking(recipe, assembly, n_looks)
     evidence = InstanceEvidence(
-        assembly.detector, [one.frequency for one in annotations.categories]
+        classifiers(assembly.detector)[0].in_features,
+        [one.frequency for one in annotations.categories],
+        config,
     )
     beginning = _Beginning(
-        out.with_name(f"{out.name}.partial"), _what_decides(recipe, assembly, n_looks)
+        out.with_name(f"{out.name}.partial"), _what_decides(recipe, config, assembly, n_looks)
     )
     n_done = beginning.load(evidence)
     saved_s = time.monotonic()
     try:
         for looks in looking.rounds(n_done):
             for of_batch in looks:
-                evidence.take(of_batch)
+                evidence.take(of_batch, is_shared=True)
             n_done += len(looks)
             if time.monotonic() - saved_s > _SAVE_EVERY_S:
                 beginning.save(evidence, n_done)
@@ -90,22 +93,16 @@ def screen(
             f"command goes on from {beginning.path}"
         ) from None
     pool = assembly.pool
-    table = evidence.table(
-        [pool.instance_id(position) for position in range(len(pool))],
-        alpha=alpha,
-        min_looks=min(_MIN_LOOKS, n_looks),
-    )
+    table = evidence.table([pool.instance_id(position) for position in range(len(pool))])
     if processes.rank() == 0:
         table.to_parquet(out)
         beginning.path.unlink(missing_ok=True)
     return table
 
 
-def _check(recipe: Recipe, out: Path, n_looks: int, alpha: float) -> None:
+def _check(recipe: Recipe, out: Path, n_looks: int) -> None:
     if n_looks < 1:
         raise ValueError(f"there must be at least 1 look at each instance, got {n_looks}")
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha is a share of the real objects, in (0, 1), got {alpha}")
     if not recipe.paste.pool:
         raise ValueError("there is no pool to look at: set paste.pool, or name it with --pool")
     if recipe.detector.init == "random":
@@ -130,7 +127,22 @@ def _without_training(recipe: Recipe) -> Recipe:
     )
 
 
-def _what_decides(recipe: Recipe, assembly: Assembly, n_looks: int) -> dict[str, Any]:
+def _evidence_settings(recipe: Recipe, n_looks: int, alpha: float | None) -> SelectionConfig:
+    """Return how looks are judged: as the recipe does, or by default if it judges otherwise."""
+    own = recipe.selection
+    config = own if own.effective_reference == "evidence" else SelectionConfig(mode="instance")
+    return dataclasses.replace(
+        config,
+        # An opened table is no look at anything.
+        evidence="",
+        min_looks=min(config.min_looks, n_looks),
+        alpha=config.alpha if alpha is None else alpha,
+    )
+
+
+def _what_decides(
+    recipe: Recipe, config: SelectionConfig, assembly: Assembly, n_looks: int
+) -> dict[str, Any]:
     """Return what the numbers of a screening depend on, by what it is called."""
     settings = {
         name: value
@@ -143,6 +155,8 @@ def _what_decides(recipe: Recipe, assembly: Assembly, n_looks: int) -> dict[str,
         "pool": inputs["pool"],
         "weights of the detector": _sha256(assembly.detector),
         "number of looks": n_looks,
+        "selection.sources": list(config.sources),
+        "selection.max_looks": config.max_looks,
     }
 
 

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from bsgal_paste import InstancePool
-from bsgal_train.data import DrawTable
+from bsgal_train.data import DrawPolicy, DrawTable
+from bsgal_train.recipe import SelectionConfig
+from bsgal_train.selection import SelectionStep
+from bsgal_train.selection.modes.rows import RowSelection
+from bsgal_train.selection.scoring.evidence import EvidenceScoring
 
-__all__ = ["SteeredDraws", "Steering"]
+__all__ = ["SteeredDraws", "Steering", "evidence_steering"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,3 +73,20 @@ class SteeredDraws:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self.table.load_state_dict(state)
+
+
+def evidence_steering(config: SelectionConfig, selection: SelectionStep) -> Steering | None:
+    """Return what draws by a mode's own evidence; None where it has none or is not to steer."""
+    if config.effective_reference != "evidence" or not config.steer:
+        return None
+    assert isinstance(selection, RowSelection)
+    scoring = selection.scoring
+    assert isinstance(scoring, EvidenceScoring)
+    policy = DrawPolicy(min_looks=config.min_looks)
+
+    def weights(pool: InstancePool, step: int) -> npt.NDArray[np.float32]:
+        positions = np.arange(len(pool))
+        table = scoring.table([pool.instance_id(position) for position in positions.tolist()])
+        return policy.weights(table.looks, table.verdicts, pool.category_ids_of(positions))
+
+    return Steering(weights=weights, publish_every=config.publish_every)

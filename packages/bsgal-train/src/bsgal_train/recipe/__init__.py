@@ -1,6 +1,6 @@
 """Everything that decides what a run does."""
 
-from bsgal_train.recipe.modes import LossKind
+from bsgal_train.recipe.modes import EvidenceSource, LossKind
 from bsgal_train.recipe.selection import ScoreForm, SelectionConfig
 from bsgal_train.recipe.settings import (
     Architecture,
@@ -21,6 +21,7 @@ __all__ = [
     "CheckpointConfig",
     "DataConfig",
     "DetectorConfig",
+    "EvidenceSource",
     "LossKind",
     "OptimizerConfig",
     "PasteConfig",

@@ -13,6 +13,7 @@ from typing import Literal
 __all__ = [
     "MODES",
     "POLICY_SETTINGS",
+    "EvidenceSource",
     "Granularity",
     "LossKind",
     "ModeSpec",
@@ -23,8 +24,11 @@ __all__ = [
 
 Granularity = Literal["batch", "image", "instance"]
 LossKind = Literal["cls", "box", "mask"]
-PolicyName = Literal["fixed", "quantile", "schedule", "like_real"]
-Reference = Literal["in_batch", "class_matched", "hybrid", "own_class"]
+PolicyName = Literal["fixed", "quantile", "schedule", "like_real", "level"]
+Reference = Literal["in_batch", "class_matched", "hybrid", "own_class", "evidence"]
+EvidenceSource = Literal[
+    "prototype", "real_prototype", "cls_loss", "box_loss", "mask_loss", "outline"
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +116,7 @@ POLICY_SETTINGS: Mapping[PolicyName, tuple[str, ...]] = {
     "quantile": _QUANTILE,
     "schedule": (*_QUANTILE, "kept_share_end", "kept_share_end_by_group"),
     "like_real": ("real_kept_share", "window", "per_group"),
+    "level": ("alpha",),
 }
 """Fields of the recipe's selection that each policy reads, those by group of single instances."""
 
@@ -134,6 +139,17 @@ _OWN_CLASS = ScoreSpec(
     policies=("like_real", *_JUDGED),
     caches="class_rows",
     scoring="class_rows:ClassRowScoring",
+)
+
+_EVIDENCE = ScoreSpec(
+    settings=(
+        *("sources", "min_looks", "max_looks", "images_per_class"),
+        *("evidence", "steer", "publish_every"),
+    ),
+    losses=(),
+    cosine_threshold=None,
+    policies=("level",),
+    scoring="evidence:EvidenceScoring",
 )
 
 MODES: Mapping[str, ModeSpec] = {
@@ -175,7 +191,7 @@ MODES: Mapping[str, ModeSpec] = {
     "instance": ModeSpec(
         step="rows:RowSelection",
         granularity="instance",
-        scores={"own_class": _OWN_CLASS, **_BY_REFERENCE},
+        scores={"evidence": _EVIDENCE, "own_class": _OWN_CLASS, **_BY_REFERENCE},
         scores_the_training_pass=True,
     ),
     "oracle": ModeSpec(

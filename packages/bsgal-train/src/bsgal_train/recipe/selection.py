@@ -8,10 +8,11 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from bsgal_train.recipe.modes import (
     MODES,
+    EvidenceSource,
     Granularity,
     LossKind,
     ModeSpec,
@@ -60,8 +61,18 @@ class SelectionConfig:
             categories, every `refresh_every` steps; `hybrid`, both. `own_class` (`instance` only)
             compares each instance with real objects of its own class, on its class's row of the
             classifier: those of the step's images, after `images_per_class` images of every class
-            before the first step. None means `own_class` for cosines of `instance`, else
-            `in_batch`. `paper` and `batch` are always class-matched.
+            before the first step. `evidence` (`instance` only) compares no gradients: each look at
+            an instance is held against looks at real objects, and looks add up (see
+            `bsgal_train.selection.evidence`). None means `evidence` for `instance` where `form` is
+            not set, else `in_batch`. `paper` and `batch` are always class-matched.
+        sources: what `evidence` looks at.
+        alpha: level of `evidence`: at most about this share of real objects would be rejected.
+        min_looks: looks at an instance below which `evidence` leaves it uncertain: trained on.
+        max_looks: up to so many looks at an instance weigh alike; then the older ones fade.
+        evidence: a table of `bsgal-train screen` or `bsgal-train evidence` to begin with: it counts
+            for an instance until the run has looked at it as often.
+        steer: draw by `evidence`: what is rejected hardly any more, what is uncertain more often.
+        publish_every: steps after which the draws follow what was found out.
         form: `cosine`; `dot`, in loss units per unit learning rate; `step`, in loss units, the
             predicted effect on the optimizer's next step.
         losses: losses of the region heads that count, of `cls`, `box` and `mask`; empty means
@@ -78,7 +89,8 @@ class SelectionConfig:
         policy: `fixed` accepts from `threshold` on; `quantile` accepts the best `kept_share` of
             the last `window` contributions; `schedule` moves that share linearly over the run;
             `like_real` (with `own_class`) accepts what scores as `real_kept_share` of real objects
-            do. None means `like_real` with `own_class` where no threshold is set, else `fixed`.
+            do; `level` (with `evidence`) accepts p-values above `alpha`. None means `level` with
+            `evidence`, `like_real` with `own_class` where no threshold is set, else `fixed`.
         threshold: contribution that is needed (`fixed`), or needed until there is a window. None
             means -0.05 (released with the paper) for cosines, and 0 for forms in loss units.
         kept_share: share to accept; at the first step of a `schedule`.
@@ -104,6 +116,13 @@ class SelectionConfig:
 
     mode: str = "none"
     reference: Reference | None = None
+    sources: tuple[EvidenceSource, ...] = ("prototype", "outline")
+    alpha: float = 0.04
+    min_looks: int = 2
+    max_looks: int = 8
+    evidence: str = ""
+    steer: bool = True
+    publish_every: int = 10
     form: ScoreForm = "cosine"
     losses: tuple[LossKind, ...] = ()
     layers: Literal["last", "heads"] = "last"
@@ -142,9 +161,9 @@ class SelectionConfig:
         policies = self.scores.policies
         if policies and self.effective_policy not in policies:
             raise ValueError(
-                f"selection.policy={self.policy} needs scores of real objects, which there are "
-                "with selection.mode=instance and selection.reference=own_class only: "
-                f"choose that, or {_one_of(policies)}"
+                f"selection.policy={self.effective_policy} cannot judge what selection.mode="
+                f"{self.mode} with selection.reference={self.effective_reference} scores: choose "
+                f"{_one_of(policies)}, or another selection.reference"
             )
         self._refuse_unused()
         self._check_numbers()
@@ -190,6 +209,20 @@ class SelectionConfig:
             f"selection.threshold is a cosine, in [-1, 1], got {threshold}",
         )
         require(math.isfinite(threshold), "selection.threshold must be finite")
+        require(0 < self.alpha < 1, f"selection.alpha must lie in (0, 1), got {self.alpha}")
+        require(
+            1 <= self.min_looks <= self.max_looks < 256,
+            "selection.min_looks must lie in [1, selection.max_looks], and that below 256, got "
+            f"{self.min_looks} and {self.max_looks}",
+        )
+        require(self.publish_every >= 1, "selection.publish_every must be at least 1")
+        known = get_args(EvidenceSource)
+        require(
+            bool(self.sources)
+            and len(set(self.sources)) == len(self.sources)
+            and set(self.sources) <= set(known),
+            f"selection.sources must be some of {', '.join(known)}, each once: {self.sources}",
+        )
         require(self.refresh_every >= 1, "selection.refresh_every must be at least 1")
         require(self.window >= 1, "selection.window must be at least 1")
         require(
@@ -213,10 +246,20 @@ class SelectionConfig:
 
         Args:
             values: by name; those that the mode has no use for are left out, and the log says so.
+                Where `sources` is missing, `instance` compared gradients on the own class's row.
 
         Raises:
             ValueError: a value makes no sense.
         """
+        if values.get("mode") == "instance" and "sources" not in values:
+            gradients = {name: one for name, one in MODES["instance"].scores.items() if one.caches}
+            form = values.get("form", "cosine")
+            first = next(
+                name
+                for name, one in gradients.items()
+                if form == "cosine" or "form" in one.settings
+            )
+            values = {**values, "reference": values.get("reference") or first}
         try:
             return cls(**values)
         except UnusedSettingsError as error:
@@ -246,8 +289,9 @@ class SelectionConfig:
             return None
         if self.reference is not None:
             return self.reference
-        is_cosine = self.form == "cosine"
-        return next(name for name in scores if is_cosine or "form" in scores[name].settings)
+        fitting = [name for name, one in scores.items() if self._fits(one)]
+        # Where none can be judged as it is asked for, the policy is what is refused.
+        return (fitting or list(scores))[0]
 
     @property
     def reference_every(self) -> int:
@@ -261,8 +305,9 @@ class SelectionConfig:
         """The policy, resolved for the reference."""
         if self.policy is not None:
             return self.policy
-        is_set = self.threshold is not None or bool(self.threshold_by_group)
-        return "fixed" if is_set or not self.scores.policies else self.scores.policies[0]
+        if self._has_threshold or not self.scores.policies:
+            return "fixed"
+        return self.scores.policies[0]
 
     @property
     def effective_losses(self) -> tuple[LossKind, ...]:
@@ -285,6 +330,17 @@ class SelectionConfig:
     def is_per_group(self) -> bool:
         """Whether frequency groups are judged apart."""
         return self.per_group or any(getattr(self, name) for name in _BY_GROUP)
+
+    def _fits(self, scores: ScoreSpec) -> bool:
+        """Whether scores can be of the form, and judged by the policy, that are set."""
+        policy = self.policy or ("fixed" if self._has_threshold else None)
+        return (self.form == "cosine" or "form" in scores.settings) and (
+            policy is None or policy in scores.policies
+        )
+
+    @property
+    def _has_threshold(self) -> bool:
+        return self.threshold is not None or bool(self.threshold_by_group)
 
     @property
     def _is_cosine(self) -> bool:

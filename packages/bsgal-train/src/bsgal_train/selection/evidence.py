@@ -1,94 +1,163 @@
-"""What speaks against each instance of a pool, from looks at it and at real objects."""
+"""What speaks against each instance of a pool: looks at it, held against looks at real objects.
+
+A look (`selection.scoring.looks`) gives a value of each *source*:
+
+- `prototype`: how much the region feature is like that of the class: the mean of its similarity to
+  the latest real objects of the class and of that to the latest pasted ones, itself left out. Two
+  real objects have a poor mean; a pool that is good for the most part has a better one.
+- `real_prototype`: the same to the real objects alone.
+- `cls_loss`, `box_loss`, `mask_loss`: the object's own losses. Without a gradient this is what a
+  small-loss rule goes by.
+- `outline`: the mask loss of the hardest pixels, relative to what objects of the class, real and
+  pasted, have on average: an outline that is off by a little is wrong in few pixels, and thin or
+  jagged things have hard outlines.
+
+`bsgal_score.EvidenceBook` makes p-values of them that add up over looks.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from bsgal_score import EvidenceBook, EvidenceTable, Prototypes, Source
+from bsgal_train.processes import group as processes
+from bsgal_train.recipe import EvidenceSource, SelectionConfig
+from bsgal_train.selection.class_averages import ClassAverages
 from bsgal_train.selection.scoring.looks import Looks
-from bsgal_train.selection.scoring.real_gradient import classifiers
 
-__all__ = ["SOURCES", "InstanceEvidence"]
+__all__ = ["InstanceEvidence"]
 
-SOURCES = (
-    # Relative to the class already, so that classes are to be shrunk to their group strongly.
-    Source("prototype", bad="low", shrinkage=20),
-    Source("mask_loss", bad="high"),
-)
-"""What a look measures, and which values speak against an instance: how little its region feature
-is like those of its class's real objects, and how badly its mask can be predicted."""
+_SIMILARITIES = ("prototype", "real_prototype")
+
+_MIN_VISIBLE = 0.5
+"""Of an object that is covered further, a look says more about what covers it."""
+
+_SHRINKAGE = 100.0
+"""All sources are relative to the class already, as far as the class has shown itself."""
+
+_POOLING = 200.0
+
+_MIN_REAL = 8
+"""The visit of all classes shows many more at once; only toy data have as few."""
 
 
 class InstanceEvidence:
-    """Keep what looks have shown of instances and of real objects, and judge by it.
+    """Keep what looks have shown of instances and of real objects.
 
     Args:
-        detector: That looks.
-        frequencies: Frequency group of every class.
+        width: numbers per region feature, of the detector that looks.
+        frequencies: frequency group of every class.
+        config: sources, level and numbers of looks.
+        before: what was known before; it counts for an instance until there are as many looks here.
     """
 
-    def __init__(self, detector: nn.Module, frequencies: Sequence[str]) -> None:
-        width = classifiers(detector)[0].in_features
-        self._prototypes = Prototypes(len(frequencies), width, dtype=torch.float16)
-        self._book = EvidenceBook(SOURCES, frequencies)
-
-    def take(self, looks: Looks) -> None:
-        """Take the looks of a batch in; objects that no source has a value for are left out.
-
-        They are compared with the real objects of earlier batches.
-        """
-        values = {"prototype": self._likeness(looks), "mask_loss": looks.losses["mask_loss"]}
-        seen = np.asarray(~np.isnan(np.stack(list(values.values()))).all(axis=0))
-        self._book.look(
-            _chosen(looks.ids, seen),
-            looks.classes[seen].tolist(),
-            {name: column[seen].tolist() for name, column in values.items()},
-            looks.is_real[seen].tolist(),
+    def __init__(
+        self,
+        width: int,
+        frequencies: Sequence[str],
+        config: SelectionConfig,
+        before: EvidenceTable | None = None,
+    ) -> None:
+        self._config = config
+        self._before = before
+        self._book = EvidenceBook(
+            [_source(name) for name in config.sources],
+            frequencies,
+            max_looks=config.max_looks,
+            min_real=_MIN_REAL,
+            shrinkage=_SHRINKAGE,
+            pooling=_POOLING,
+        )
+        n_classes = len(frequencies)
+        self._outlines = ClassAverages(n_classes)
+        # Of real and of pasted objects.
+        self._prototypes = tuple(
+            Prototypes(n_classes, width, dtype=torch.float16) for _ in range(2)
         )
 
-    def table(self, ids: Sequence[str], *, alpha: float, min_looks: int) -> EvidenceTable:
-        """Return the evidence about instances, by the pool's ids, and verdicts.
+    def take(self, looks: Looks, *, is_shared: bool) -> None:
+        """Take the looks of a batch in.
 
         Args:
-            ids: As in the pool.
-            alpha: At most this share of real objects would be rejected, in (0, 1).
-            min_looks: With fewer, an instance is uncertain; at least 1.
+            looks: at the batch's objects.
+            is_shared: all processes give the same looks; else each gives its own.
         """
-        return self._book.table(ids, alpha=alpha, min_looks=min_looks)
+        group = None if is_shared else processes.group()
+        looks = looks.only((looks.visible_frac >= _MIN_VISIBLE) & ~np.isnan(looks.features[:, 0]))
+        values = self._values(looks)
+        self._book.look(
+            looks.ids, looks.classes.tolist(), values, looks.is_real.tolist(), group=group
+        )
+        self._outlines.add(looks.classes, _log(looks.losses["mask_hardest"]), is_shared=is_shared)
+        for prototypes, chosen in zip(
+            self._prototypes, (looks.is_real, ~looks.is_real), strict=True
+        ):
+            part = looks.only(chosen)
+            features = torch.from_numpy(part.features)
+            prototypes.update(part.ids, part.classes.tolist(), features, group=group)
+
+    def p_values(self, ids: Sequence[str]) -> npt.NDArray[np.float64]:
+        """Return the p-value of each instance, NaN where it is uncertain, float64 (n,)."""
+        table = self.table(ids)
+        return np.where(table.verdicts == "uncertain", np.nan, table.p_values)
+
+    def table(self, ids: Sequence[str]) -> EvidenceTable:
+        """Return the evidence about instances, by the pool's ids, and verdicts."""
+        config = self._config
+        table = self._book.table(ids, alpha=config.alpha, min_looks=config.min_looks)
+        return table if self._before is None else table.or_before(self._before)
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that was seen."""
-        return {"book": self._book.state_dict(), "prototypes": self._prototypes.state_dict()}
+        return {
+            "book": self._book.state_dict(),
+            "outlines": self._outlines.state_dict(),
+            "prototypes": [one.state_dict() for one in self._prototypes],
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._book.load_state_dict(state["book"])
-        self._prototypes.load_state_dict(state["prototypes"])
+        self._outlines.load_state_dict(state["outlines"])
+        for one, stored in zip(self._prototypes, state["prototypes"], strict=True):
+            one.load_state_dict(stored)
 
-    def _likeness(self, looks: Looks) -> npt.NDArray[np.float32]:
-        """Compare features with the prototypes before the real ones among them are added."""
-        seen = np.asarray(~np.isnan(looks.features).all(axis=1))
-        real = seen & looks.is_real
-        found = np.full(len(looks), np.nan, dtype=np.float32)
-        found[seen] = self._prototypes.compare(
-            _chosen(looks.ids, seen),
-            looks.classes[seen].tolist(),
-            torch.from_numpy(looks.features[seen]),
-            looks.is_real[seen].tolist(),
-        ).numpy()
-        self._prototypes.update(
-            _chosen(looks.ids, real),
-            looks.classes[real].tolist(),
-            torch.from_numpy(looks.features[real]),
+    def _values(self, looks: Looks) -> dict[str, Sequence[float]]:
+        found: dict[str, npt.NDArray[np.floating[Any]]] = {}
+        for name in self._config.sources:
+            if name == "outline":
+                hardest = _log(looks.losses["mask_hardest"])
+                found[name] = self._outlines.relative(looks.classes, hardest)
+            elif name not in _SIMILARITIES:
+                found[name] = looks.losses[name]
+        if set(_SIMILARITIES) & set(self._config.sources):
+            found |= self._similarities(looks)
+        return {name: found[name].tolist() for name in self._config.sources}
+
+    def _similarities(self, looks: Looks) -> Mapping[str, npt.NDArray[np.float32]]:
+        features = torch.from_numpy(looks.features)
+        real, pasted = (
+            one.compare(looks.ids, looks.classes.tolist(), features, is_own.tolist()).numpy()
+            for one, is_own in zip(
+                self._prototypes,
+                (looks.is_real, ~looks.is_real),
+                strict=True,
+            )
         )
-        return found
+        both = np.where(
+            np.isnan(pasted), real, np.where(np.isnan(real), pasted, (real + pasted) / 2)
+        )
+        return {"real_prototype": real, "prototype": both}
 
 
-def _chosen(ids: Sequence[str], chosen: npt.NDArray[np.bool_]) -> list[str]:
-    return [name for name, is_chosen in zip(ids, chosen.tolist(), strict=True) if is_chosen]
+def _source(name: EvidenceSource) -> Source:
+    return Source(name, bad="low" if name in _SIMILARITIES else "high")
+
+
+def _log(losses: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    return np.log(np.maximum(losses, np.float32(1e-4)))

@@ -213,6 +213,9 @@ def _policy(config: SelectionConfig, group: int | None, n_steps: int) -> Policy:
     kept_share = setting("kept_share", config.kept_share)
     if config.effective_policy == "fixed":
         return FixedThreshold(threshold)
+    if config.effective_policy == "level":
+        # A p-value of `alpha` is rejected, one above it is not.
+        return FixedThreshold(float(np.nextafter(config.alpha, 1.0)))
     if config.effective_policy == "like_real":
         # Nothing is rejected before it is known what real objects score.
         return ReferenceQuantile(config.real_kept_share, config.window, initial_threshold=-1.0)

@@ -22,7 +22,7 @@ SEED = 7
 
 def build(detector: Any, reference: ClassMatchedReference, **options: Any) -> SelectionStep:
     recipe = Recipe(
-        selection=SelectionConfig(mode="instance", **options),
+        selection=SelectionConfig(mode="instance", reference="own_class", **options),
         paste=PasteConfig(pool="pool"),
     )
     optimizer = torch.optim.AdamW(detector.parameters(), lr=1e-3)

@@ -50,6 +50,9 @@ def test_a_look_is_the_mean_over_the_rows_of_an_object(
                 continue
             matched = (one.rows.image == image) & (one.rows.object == place)
             own[f"{one.kind}_loss"] += one.per_row[matched].tolist()
+            if one.kind == "mask":
+                assert one.hardest is not None
+                own["mask_hardest"] += one.hardest[matched].tolist()
             if one.kind == "cls" and first:
                 own_features = features[matched].numpy()
                 first = False

@@ -43,6 +43,11 @@ class RowSelection(JudgingStep):
         self._scoring: Scoring = setup.make("scoring", setup.config.scores.scoring)
         self._stateful["scoring"] = self._scoring
 
+    @property
+    def scoring(self) -> Scoring:
+        """What finds the contributions."""
+        return self._scoring
+
     def _judged_losses(self, batch: TrainingBatch) -> Judged:
         with batch.scoring():
             self._judge.observe(self._scoring.prepare(batch))

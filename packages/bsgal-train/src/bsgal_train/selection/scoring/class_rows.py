@@ -9,10 +9,8 @@ graph is built below the heads.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -27,14 +25,11 @@ from bsgal_train.selection.numbering import Units
 from bsgal_train.selection.scoring.passes import reference_loss
 from bsgal_train.selection.scoring.protocol import Scores
 from bsgal_train.selection.scoring.real_gradient import classifiers
+from bsgal_train.selection.scoring.visit import ClassVisit
 from bsgal_train.selection.setup import Setup
 from bsgal_train.selection.training_batch import TrainingBatch
 
 __all__ = ["ClassRowScoring"]
-
-logger = logging.getLogger(__name__)
-
-_PASSES_PER_LINE = 20
 
 
 class ClassRowScoring:
@@ -45,41 +40,23 @@ class ClassRowScoring:
     """
 
     def __init__(self, setup: Setup) -> None:
-        recipe = setup.recipe
         self._reference = setup.reference
-        self._precision = recipe.detector.precision
-        self._images_per_class = recipe.selection.images_per_class
-        # As many images as the step runs at once.
-        self._images_per_pass = (
-            len(processes.share(recipe.schedule.batch_size)) // recipe.schedule.n_accumulate
-        )
-        decay = recipe.selection.effective_decay
+        self._precision = setup.recipe.detector.precision
+        decay = setup.config.effective_decay
         self._scorer = ClassRowScorer(classifiers(setup.detector), decay=decay)
-        self._has_visited = False
+        self._visit = ClassVisit(setup)
 
     def prepare(self, batch: TrainingBatch) -> Sequence[RealScore]:
         """Visit real images of every class, once in a run."""
-        if self._has_visited:
-            return ()
-        self._has_visited = True
-        classes = self._reference.drawable * self._images_per_class
-        n, size = processes.n_processes(), self._images_per_pass
-        # Every process makes as many passes: they share the cache.
-        n_own = -(-len(classes) // n)
-        own = list(islice(cycle(classes), processes.rank(), n * n_own, n))
-        keys = range(processes.rank(), n * n_own, n)
         found: list[RealScore] = []
-        for number, images in enumerate(self._reference.of_classes(own, batch.seed, keys, size)):
-            first = number * size
-            if number % _PASSES_PER_LINE == 0:
-                logger.info("visited %d of %d real images to compare with", n * first, n * n_own)
+        for images, keys in self._visit.passes(batch.seed):
             with self._scorer, recorded() as rows:
                 loss = reference_loss(
                     batch.detector,
                     images,
                     self._precision,
                     batch.seed,
-                    keys[first : first + size],
+                    keys,
                     kinds=("cls",),
                     through_trunk=False,
                 )
@@ -99,12 +76,12 @@ class ClassRowScoring:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the cache, and whether the classes have been visited."""
-        return {"scorer": self._scorer.state_dict(), "has_visited": self._has_visited}
+        return {"scorer": self._scorer.state_dict(), "has_visited": self._visit.is_done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._scorer.load_state_dict(state["scorer"])
-        self._has_visited = bool(state["has_visited"])
+        self._visit.is_done = bool(state["has_visited"])
 
     def _score(
         self, loss: Tensor, rows: Sequence[RowLosses], units: Units | None, pasted: list[int]

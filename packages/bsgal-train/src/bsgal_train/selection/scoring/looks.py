@@ -24,7 +24,7 @@ from bsgal_train.selection.scoring.real_gradient import classifiers
 
 __all__ = ["LOSSES", "Looks", "looks_at", "recorded_features"]
 
-LOSSES = ("cls_loss", "box_loss", "mask_loss")
+LOSSES = ("cls_loss", "box_loss", "mask_loss", "mask_hardest")
 """Names of the losses in `Looks.losses`."""
 
 
@@ -41,7 +41,9 @@ class Looks:
             object, in the first stage of a cascade, which is the one that matches most; NaN where
             none is.
         losses: by name, of `LOSSES`, float32 (n,): mean over the object's rows, of all stages of a
-            cascade together; NaN where it has no row of this loss.
+            cascade together; NaN where it has no row of this loss. `mask_hardest` is the mask loss
+            of the hardest pixels (`RowLosses.hardest`).
+        visible_frac: float32 (n,), share of the object that can be seen.
     """
 
     ids: tuple[str, ...]
@@ -49,9 +51,21 @@ class Looks:
     is_real: npt.NDArray[np.bool_]
     features: npt.NDArray[np.float32]
     losses: Mapping[str, npt.NDArray[np.float32]]
+    visible_frac: npt.NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def only(self, chosen: npt.NDArray[np.bool_]) -> Looks:
+        """Return the looks at some of the objects, by mask (n,)."""
+        return Looks(
+            ids=tuple(name for name, is_chosen in zip(self.ids, chosen, strict=True) if is_chosen),
+            classes=self.classes[chosen],
+            is_real=self.is_real[chosen],
+            features=self.features[chosen],
+            losses={name: values[chosen] for name, values in self.losses.items()},
+            visible_frac=self.visible_frac[chosen],
+        )
 
 
 @contextmanager
@@ -92,10 +106,13 @@ def looks_at(
             "both in the same pass"
         )
     columns = [_means_by_object([(of_kind["cls"][0].rows, features)], firsts)]
-    for kind in of_kind.values():
+    parts = [[(one.rows, one.per_row[:, None]) for one in kind] for kind in of_kind.values()]
+    hardest = [(one, one.hardest) for one in of_kind["mask"]]
+    parts.append([(one.rows, values[:, None]) for one, values in hardest if values is not None])
+    for part in parts:
         columns.append(
-            _means_by_object([(one.rows, one.per_row[:, None]) for one in kind], firsts)
-            if kind
+            _means_by_object(part, firsts)
+            if part
             # A detector without such a head.
             else features.new_full((firsts[-1], 1), torch.nan)
         )
@@ -107,6 +124,7 @@ def looks_at(
         is_real=torch.cat([one.source < 0 for one in images]).numpy(),
         features=values[:, :width],
         losses={name: values[:, width + k] for k, name in enumerate(LOSSES)},
+        visible_frac=torch.cat([one.visible_frac for one in images]).numpy(),
     )
 
 
