@@ -19,12 +19,14 @@ class Arm:
         share_of: arm whose accepted share it keeps, with the same seed.
         steers: whether what it judges bad is drawn no more, so that its verdicts are counted by
             instance of the pool and not by draw.
+        screen: looks at every instance before the first step, with the start's detector.
     """
 
     settings: tuple[str, ...]
     pool: Variant = "planted"
     share_of: str = ""
     steers: bool = False
+    screen: int = 0
 
 
 def _all_of(pool: Variant) -> Arm:
@@ -35,6 +37,22 @@ def _instance(*settings: str) -> Arm:
     return Arm(settings=("selection.mode=instance", *settings))
 
 
+def _by(source: str = "", *, screen: int = 0) -> Arm:
+    """Judge by one source of evidence, or by all; add looks up, and draw by what they say."""
+    sources = (f'selection.sources=["{source}"]',) if source else ()
+    settings = ("selection.mode=instance", "selection.publish_every=5", *sources)
+    return Arm(settings=settings, steers=True, screen=screen)
+
+
+def _once(source: str) -> Arm:
+    """Judge by one look at one source, and draw all instances alike."""
+    return _instance(
+        f'selection.sources=["{source}"]',
+        *("selection.min_looks=1", "selection.max_looks=1", "selection.steer=false"),
+    )
+
+
+_LOOKS = 4
 _CLASS_ROW = ("selection.reference=own_class", "selection.policy=like_real")
 _FIXED = ("selection.policy=fixed", "selection.threshold=0")
 _IN_BATCH = ("selection.reference=in_batch", *_FIXED)
@@ -50,6 +68,18 @@ ARMS: dict[str, Arm] = {
     "exact_replace": _all_of("clean"),
     "paste_filtered": _all_of("u2netp"),
     "clip_filtered": _all_of("clip"),
+    "evidence_reject": _instance("selection.steer=false"),
+    "evidence_steer": _by(),
+    "screened": _by(screen=_LOOKS),
+    "own_loss": _by("cls_loss"),
+    "own_loss_once": _once("cls_loss"),
+    "own_loss_screened": _by("cls_loss", screen=_LOOKS),
+    "prototype": _by("real_prototype"),
+    "prototype_once": _once("real_prototype"),
+    "prototype_screened": _by("real_prototype", screen=_LOOKS),
+    "mask_loss": _by("mask_loss"),
+    "mask_loss_once": _once("mask_loss"),
+    "mask_loss_screened": _by("mask_loss", screen=_LOOKS),
     "paper": Arm(settings=("selection.mode=paper",)),
     "batch": Arm(settings=("selection.mode=batch",)),
     "class_row": _instance(*_CLASS_ROW),
@@ -71,7 +101,10 @@ BASE = "paste_all"
 CEILING = "paste_clean"
 """What perfect judgement of the planted defects would be worth."""
 
-SINGLE_SOURCES = ("class_row",)
+SINGLE_SOURCES = (
+    *("class_row", "own_loss", "prototype", "mask_loss"),
+    *("own_loss_screened", "prototype_screened", "mask_loss_screened"),
+)
 """Arms that judge by one source of evidence: what combined evidence has to be better than."""
 
 AGAINST = ("none", BASE, "paste_random", *SINGLE_SOURCES)
@@ -80,7 +113,7 @@ AGAINST = ("none", BASE, "paste_random", *SINGLE_SOURCES)
 WALL = "@wall"
 """Ends the name of an arm that has the time of `paste_all`, not its steps."""
 
-WALL_ARMS = ("paper", "batch", "class_row")
+WALL_ARMS = ("paper", "batch", "class_row", "evidence_steer")
 """Arms that have such a repetition: those that do not already lose with as many steps."""
 
 

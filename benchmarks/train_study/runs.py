@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,7 @@ class Study:
 
     def verdicts(self, arm: str, seed: int) -> dict[str, float]:
         """Return the accepted share, and how well rejection finds the defects; or nothing."""
+        from bsgal_train.inspect.run_evidence import run_evidence
         from bsgal_train.run_folder.decision_log import read_decisions
 
         variant = ARMS[arm.removesuffix(WALL)].pool
@@ -110,7 +112,19 @@ class Study:
             return of_instances(self.pool.groups.keys() - left, self.pool)
         log = read_decisions(self._path(arm, seed) / "decisions").to_pylist()
         by_draw = of_draws(log, self.pool)
-        return by_draw | of_instances(finally_bad(log), self.pool) if by_draw else {}
+        if not by_draw:
+            return {}
+        if ARMS[arm.removesuffix(WALL)].steers:
+            # What is not drawn any more is not in the log.
+            table = run_evidence(self._path(arm, seed))
+            bad = {
+                one
+                for one, verdict in zip(table.ids, table.verdicts, strict=True)
+                if verdict == "reject"
+            }
+        else:
+            bad = finally_bad(log)
+        return by_draw | of_instances(bad, self.pool)
 
     def _recipe(self, mode: str, seed: int, n_steps: int) -> Recipe:
         from bsgal_train.recipe.library import load_recipe
@@ -129,10 +143,28 @@ class Study:
             "schedule.log_every=1",
             *(change.format(planted=planted) for change in arm.settings),
         ]
+        if arm.screen:
+            changes.append(f"selection.evidence={self._screening(mode, seed, changes)}")
         if arm.share_of:
             kept = self.verdicts(arm.share_of, seed)["accepted"]
             changes.append(f"selection.kept_share={kept}")
         return load_recipe("builtin_continue").override(*changes)
+
+    def _screening(self, mode: str, seed: int, changes: Sequence[str]) -> Path:
+        """Look at the pool before an arm's first step, unless that is done; return the table."""
+        from bsgal_train.engine.screen import screen
+        from bsgal_train.recipe.library import load_recipe
+
+        table = self._folder / f"{mode}-{seed}-screening.parquet"
+        if not table.is_file():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            begun = time.monotonic()
+            recipe = load_recipe("builtin_continue").override(*changes)
+            screen(recipe, table, n_looks=ARMS[mode].screen)
+            print(
+                {"screened": table.name, "seconds": round(time.monotonic() - begun, 1)}, flush=True
+            )
+        return table
 
     def _pool_of(self, variant: Variant) -> Path:
         pool = self.pool

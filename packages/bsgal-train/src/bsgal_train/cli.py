@@ -116,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_placement_options(screen)
     screen.set_defaults(command=_screen)
 
+    evidence = commands.add_parser(
+        "evidence", help="write what a run has found out about the instances of its pool"
+    )
+    evidence.add_argument("run", type=Path, help="output folder of the run, finished or not")
+    evidence.add_argument("--out", type=Path, required=True, help="the table to write (.parquet)")
+    evidence.set_defaults(command=_evidence)
+
     data = commands.add_parser("data", help="make the built-in data set")
     data.add_argument("--out", type=Path, required=True, help="its folder")
     data.add_argument("--seed", type=int, default=0)
@@ -282,10 +289,24 @@ def _screen(options: argparse.Namespace) -> int | None:
             progress=_ProgressLine("looking"),
         )
     if _speaks():
-        counts = Counter(table.verdicts.tolist())
-        print(", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts)))
-        print(f"table in {options.out}")
+        _tell(table.verdicts.tolist(), options.out)
     return None
+
+
+def _evidence(options: argparse.Namespace) -> None:
+    from bsgal_train.inspect.run_evidence import run_evidence
+
+    if options.out.exists():
+        raise ValueError(f"{options.out} is there already; delete it, or name another file")
+    table = run_evidence(options.run)
+    table.to_parquet(options.out)
+    _tell(table.verdicts.tolist(), options.out)
+
+
+def _tell(verdicts: Sequence[str], out: Path) -> None:
+    counts = Counter(verdicts)
+    print(", ".join(f"{counts[verdict]} {verdict}" for verdict in sorted(counts)))
+    print(f"table in {out}")
 
 
 def _data(options: argparse.Namespace) -> None:

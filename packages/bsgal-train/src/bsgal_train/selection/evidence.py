@@ -120,6 +120,11 @@ class InstanceEvidence:
             "prototypes": [one.state_dict() for one in self._prototypes],
         }
 
+    @staticmethod
+    def width_of(state: Mapping[str, Any]) -> int:
+        """Return the width of features that a state is of."""
+        return int(state["prototypes"][0]["width"])
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
         self._book.load_state_dict(state["book"])
