@@ -129,17 +129,18 @@ def test_draws_are_counted_by_kind_and_group() -> None:
         decision("good-1", "accept", 1.0),
         decision("good-2", "reject", -0.5),
         decision("good-3", "accept", 1.0),
+        # Trained on, as what is accepted.
         decision("good-3", "no_evidence", None),
     ]
     found = of_draws(log, POOL)
     assert found["defect_recall"] == pytest.approx(2 / 3)
     assert found["recall_noise"] == 0.5
     assert found["recall_holes"] == 1.0
-    assert found["good_lost"] == pytest.approx(1 / 3)
+    assert found["good_lost"] == 0.25
     assert found["good_lost_r"] == 0.0
-    assert found["good_lost_f"] == 0.5
+    assert found["good_lost_f"] == pytest.approx(1 / 3)
     assert np.isnan(found["good_lost_c"])
-    assert found["accepted"] == 0.5
+    assert found["accepted"] == pytest.approx(4 / 7)
     assert found["defect_precision"] == pytest.approx(2 / 3)
     # Of the nine pairs of a spoilt and a good draw only 0.5 against -0.5 is in the wrong order.
     assert found["defect_auc"] == pytest.approx(8 / 9)

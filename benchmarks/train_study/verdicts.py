@@ -20,16 +20,16 @@ def of_draws(log: Sequence[Mapping[str, Any]], pool: StudyPool) -> dict[str, flo
         log: rows of the decision log with `instance_id`, `verdict` and `contribution`.
         pool: of the run.
     """
-    judged = [row for row in log if row["verdict"] in ("accept", "reject", "nonfinite")]
-    if not judged:
+    if not log:
         return {}
-    verdicts = [(row["instance_id"], row["verdict"] != "accept") for row in judged]
+    # What there is too little evidence about is trained on: a defect among it is missed.
+    verdicts = [(row["instance_id"], row["verdict"] in ("reject", "nonfinite")) for row in log]
     rejected = [one for one, is_rejected in verdicts if is_rejected]
     return {
-        "accepted": 1 - len(rejected) / len(judged),
+        "accepted": 1 - len(rejected) / len(log),
         "defect_precision": share(one in pool.planted for one in rejected),
         **_shares(verdicts, pool, "defect_recall", "recall_{}", "good_lost"),
-        "defect_auc": _ranked_below(judged, pool),
+        "defect_auc": _ranked_below(log, pool),
     }
 
 
