@@ -347,9 +347,35 @@ class GradientCache:
             if now.get(name) is not parameter:
                 problem = "is bound to another tensor" if name in now else "is missing"
                 raise ReboundParameterError(
-                    f"parameter {name!r} {problem} since the cache was made; make a new "
-                    "GradientCache and move the old state over with load_state_dict"
+                    f"parameter {name!r} {problem} since the cache was made; call "
+                    "cache.rebind(model.named_parameters())"
                 )
+
+    def rebind(self, named_parameters: Iterable[tuple[str, Tensor]]) -> None:
+        """Go on with the parameters of a copy of the model, name by name, on their devices.
+
+        Args:
+            named_parameters: Of the copy; frozen ones are taken as they are.
+
+        Raises:
+            ReboundParameterError: If a cached parameter is missing or has another shape; nothing
+                is changed.
+            ShardedParameterError: If one is a DTensor, likewise.
+        """
+        now = dict(named_parameters)
+        for name, tensor in self._tensors.items():
+            parameter = now.get(name)
+            if parameter is None or parameter.shape != tensor.shape:
+                found = "is missing" if parameter is None else f"has {tuple(parameter.shape)}"
+                raise ReboundParameterError(
+                    f"parameter {name!r}, cached with shape {tuple(tensor.shape)}, {found} in the "
+                    "copy; pass the named_parameters() of the model as when the cache was made"
+                )
+            check_whole(name, parameter)
+        self._parameters = {name: now[name] for name in self._tensors}
+        for memory in (self._tensors, self._row_updates):
+            for name in memory:
+                memory[name] = memory[name].to(self._parameters[name].device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue: settings, counters and the cached tensors.

@@ -149,6 +149,20 @@ class ClassRowScorer:
             self._feed(units[real], classes[real], group)
         return found
 
+    def rebind(self, classifiers: nn.Linear | Sequence[nn.Linear]) -> None:
+        """Go on with the classifiers of a copy of the model, on their device.
+
+        Raises:
+            ValueError: If they have other sizes; nothing is changed.
+        """
+        chosen = [classifiers] if isinstance(classifiers, nn.Linear) else list(classifiers)
+        wanted = [(one.in_features, one.out_features) for one in self._classifiers]
+        found = [(one.in_features, one.out_features) for one in chosen]
+        if found != wanted:
+            raise ValueError(f"`classifiers` must have inputs and outputs {wanted}, got {found}")
+        self._classifiers = chosen
+        self.rows = self.rows.to(chosen[0].weight.device)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the cache and its decay."""
         return {"decay": self.decay, "rows": self.rows.clone()}

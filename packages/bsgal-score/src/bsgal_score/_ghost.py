@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Literal
 
@@ -90,29 +90,9 @@ class GhostScorer:
         self.cache = cache
         self.other_layers = other_layers
         self.impl: ops.Implementation = impl
-        roots = [modules] if isinstance(modules, nn.Module) else list(modules)
-        self._modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
-        names = {id(parameter): name for name, parameter in cache.parameters.items()}
-        self._bound = [
-            (module, attribute, parameter, names[id(parameter)])
-            for module in self._modules
-            for attribute, parameter in module.named_parameters(recurse=False)
-            if id(parameter) in names
-        ]
-        if not self._bound:
-            raise ValueError(
-                "no parameter of `modules` is in the cache: make the cache from the model that "
-                "holds them, and do not exclude them"
-            )
-        watched, self._exact, self._others = self._sort_out_layers()
-        self._recorder = Recorder(watched)
-        self._watched = tuple(name for name in cache.names if name in watched)
-        self.names = self._watched
-        """Parameters that the last scores are about; before the first, all that may be scored."""
-        self.left_out: dict[str, str] = dict(self._others)
-        """Parameters of the modules and the cache that they are not about, and why."""
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._scored: ScoredPass | None = None
+        self._bind(modules)
 
     def __enter__(self) -> GhostScorer:
         """Start to record.
@@ -134,8 +114,8 @@ class GhostScorer:
             check_whole(name, module._parameters.get(attribute))
             if module._parameters.get(attribute) is not parameter:
                 raise ReboundParameterError(
-                    f"parameter {name!r} was replaced since the scorer was made; make a new cache "
-                    "and a new scorer"
+                    f"parameter {name!r} was replaced since the scorer was made; call "
+                    "scorer.rebind(modules, model.named_parameters())"
                 )
         for module, roles in self._exact.items():
             self._handles += record_module(self._recorder, module, roles)
@@ -235,6 +215,27 @@ class GhostScorer:
                 self._scored = ScoredPass(loss, loss_scale, calls, reached, n_units, self.names)
                 return score_pass(self._scored, self.cache, norms=norms, step=step, impl=self.impl)
 
+    def rebind(
+        self,
+        modules: nn.Module | Sequence[nn.Module],
+        named_parameters: Iterable[tuple[str, Tensor]],
+    ) -> None:
+        """Go on with a copy of the model: what was copied, unpickled, or made anew and loaded.
+
+        Parameters are known as objects, so that a copy of this scorer goes with the copy of the
+        model that was made along with it, and with no other.
+
+        Args:
+            modules: Those of the new model that stand for the ones this object was made with.
+            named_parameters: Of the new model, with the names of the cache, which is rebound too.
+
+        Raises:
+            ReboundParameterError: If a parameter is missing or has another shape; nothing changes.
+            ValueError, UnsupportedLayerError: As when a scorer is made.
+        """
+        self.cache.rebind(named_parameters)
+        self._bind(modules)
+
     def verify(self, unit_losses: Mapping[int, Tensor]) -> None:
         """Compare the gradients of a few units with those that autograd gives, layer by layer.
 
@@ -290,6 +291,30 @@ class GhostScorer:
         if self._scored is None:
             raise ValueError("no units were scored: call `score` first, inside `with scorer:`")
         return self._scored
+
+    def _bind(self, modules: nn.Module | Sequence[nn.Module]) -> None:
+        """Find the layers of some modules, and what of them is in the cache."""
+        roots = [modules] if isinstance(modules, nn.Module) else list(modules)
+        self._modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
+        names = {id(parameter): name for name, parameter in self.cache.parameters.items()}
+        self._bound = [
+            (module, attribute, parameter, names[id(parameter)])
+            for module in self._modules
+            for attribute, parameter in module.named_parameters(recurse=False)
+            if id(parameter) in names
+        ]
+        if not self._bound:
+            raise ValueError(
+                "no parameter of `modules` is in the cache: make the cache from the model that "
+                "holds them, and do not exclude them"
+            )
+        watched, self._exact, self._others = self._sort_out_layers()
+        self._recorder = Recorder(watched)
+        self._watched = tuple(name for name in self.cache.names if name in watched)
+        self.names = self._watched
+        """Parameters that the last scores are about; before the first, all that may be scored."""
+        self.left_out: dict[str, str] = dict(self._others)
+        """Parameters of the modules and the cache that they are not about, and why."""
 
     def _sort_out_layers(
         self,
@@ -377,7 +402,8 @@ class GhostScorer:
                 f"; {self._recorder.n_unwatched} calls of layers did run inside it, with other "
                 "parameters than the cache's. Parameters are known as objects, and a module that "
                 "was copied (deepcopy), unpickled, sharded (FSDP) or called with other tensors "
-                "(functional_call) has others: make cache and scorer from the module that runs"
+                "(functional_call) has others: make cache and scorer from the module that runs, or "
+                "call scorer.rebind"
             )
         elif used := self._recorder.unrecorded(loss):
             message += (
