@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -16,6 +14,7 @@ from . import ops
 from ._cache import GradientCache, Rows
 from ._curvature import CallRows
 from ._distributed import agreed, any_process
+from ._layer_kinds import BoundParameter, OtherLayers, sort_out_layers
 from ._layer_scores import Reached, gradients
 from ._layout import check_whole
 from ._loss_check import check_loss
@@ -31,16 +30,6 @@ from .errors import (
     LiveBatchNormError,
     ReboundParameterError,
     UnsupportedLayerError,
-)
-
-_SUPPORTED_MODULES = (
-    nn.Linear,
-    nn.modules.conv._ConvNd,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.Embedding,
-    _BatchNorm,
 )
 
 
@@ -80,7 +69,7 @@ class GhostScorer:
         modules: nn.Module | Sequence[nn.Module],
         cache: GradientCache,
         *,
-        other_layers: Literal["error", "skip", "exact"] = "error",
+        other_layers: OtherLayers = "error",
         impl: ops.Implementation = "auto",
     ) -> None:
         if other_layers not in ("error", "skip", "exact"):
@@ -88,7 +77,7 @@ class GhostScorer:
                 f"`other_layers` must be 'error', 'skip' or 'exact', got {other_layers!r}"
             )
         self.cache = cache
-        self.other_layers = other_layers
+        self.other_layers: OtherLayers = other_layers
         self.impl: ops.Implementation = impl
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._scored: ScoredPass | None = None
@@ -298,7 +287,7 @@ class GhostScorer:
         self._modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
         names = {id(parameter): name for name, parameter in self.cache.parameters.items()}
         self._bound = [
-            (module, attribute, parameter, names[id(parameter)])
+            BoundParameter(module, attribute, parameter, names[id(parameter)])
             for module in self._modules
             for attribute, parameter in module.named_parameters(recurse=False)
             if id(parameter) in names
@@ -308,51 +297,13 @@ class GhostScorer:
                 "no parameter of `modules` is in the cache: make the cache from the model that "
                 "holds them, and do not exclude them"
             )
-        watched, self._exact, self._others = self._sort_out_layers()
+        watched, self._exact, self._others = sort_out_layers(self._bound, self.other_layers)
         self._recorder = Recorder(watched)
         self._watched = tuple(name for name in self.cache.names if name in watched)
         self.names = self._watched
         """Parameters that the last scores are about; before the first, all that may be scored."""
         self.left_out: dict[str, str] = dict(self._others)
         """Parameters of the modules and the cache that they are not about, and why."""
-
-    def _sort_out_layers(
-        self,
-    ) -> tuple[dict[str, Tensor], dict[nn.Module, dict[str, str]], dict[str, str]]:
-        """Find the parameters to watch, the modules to score exactly, and what is left out."""
-        watched: dict[str, Tensor] = {}
-        exact: dict[nn.Module, dict[str, str]] = defaultdict(dict)
-        others: dict[str, str] = {}
-        # An attention that is not scored reads the weights of its last layer and never calls it.
-        uncalled: dict[nn.Module, nn.Module] = {
-            module.out_proj: module
-            for module, *_ in self._bound
-            if isinstance(module, nn.MultiheadAttention)
-        }
-        for module, attribute, parameter, name in self._bound:
-            owner = uncalled.get(module, module)
-            # A module around others may add its own parameters to what they return, or expand them:
-            # how it uses them shows when it runs.
-            is_around_others = any(True for _ in owner.children())
-            if isinstance(owner, _SUPPORTED_MODULES) or (
-                is_around_others
-                and self.other_layers != "exact"
-                and not isinstance(owner, nn.MultiheadAttention)
-            ):
-                watched[name] = parameter
-            elif self.other_layers == "exact":
-                watched[name] = parameter
-                inner = "" if owner is module else _place_in(module, owner)
-                exact[owner][f"{inner}{attribute}"] = name
-            else:
-                others[name] = f"belongs to a {type(owner).__name__}"
-        if others and self.other_layers == "error":
-            listed = ", ".join(f"{name!r} {kind}" for name, kind in others.items())
-            raise UnsupportedLayerError(
-                f"{listed}: such layers cannot be scored row by row; pass other_layers='exact' or "
-                "'skip', or exclude them from the cache"
-            )
-        return watched, dict(exact), others
 
     def _recorded_calls(
         self, loss: Tensor, unit_index: UnitIndex, unit_axis: UnitAxis
@@ -411,10 +362,6 @@ class GhostScorer:
                 "TorchScript, which cannot be watched"
             )
         return message
-
-
-def _place_in(module: nn.Module, owner: nn.Module) -> str:
-    return next(f"{name}." for name, one in owner.named_modules() if one is module)
 
 
 def _listed(unsupported: Mapping[str, str]) -> str:
