@@ -110,7 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     screen.add_argument(
         "--alpha",
         type=float,
-        help="at most this share of real objects would be rejected (default: the recipe's)",
+        default=0.1,
+        help="at most this share of real objects would be rejected (default: 0.1)",
     )
     _add_overrides(screen)
     _add_placement_options(screen)

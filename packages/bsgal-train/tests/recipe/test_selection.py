@@ -119,7 +119,7 @@ def test_a_bad_selection_is_refused(assignments: list[str], message: str) -> Non
             "own_class, in_batch, class_matched",
             "kept_share=0.5",
         ),
-        (["mode=instance", "threshold=0", "alpha=0.1"], "reference=evidence", "alpha=0.04"),
+        (["mode=instance", "threshold=0", "alpha=0.1"], "reference=evidence", "alpha=0.05"),
         (["mode=instance", "policy=quantile", "kept_share_end=1"], "=schedule", "kept_share_end"),
         (["mode=instance", "policy=like_real", "threshold=0"], "fixed, quantile", "threshold=null"),
         (["mode=image", "real_kept_share=0.5"], "for selection.mode=instance", "real_kept_share"),

@@ -37,7 +37,7 @@ def screen(
     out: str | Path,
     *,
     n_looks: int,
-    alpha: float | None = None,
+    alpha: float = 0.1,
     progress: Progress | None = None,
 ) -> EvidenceTable:
     """Look at every instance of the recipe's pool, or go on where an earlier start stopped.
@@ -50,8 +50,9 @@ def screen(
             mode is `instance` by evidence.
         out: the parquet file to write; beside it, `<out>.partial` is what to go on from.
         n_looks: looks at each instance, at least 1.
-        alpha: at most this share of real objects would be rejected, in (0, 1); None leaves it to
-            the recipe.
+        alpha: at most this share of real objects would be rejected, in (0, 1). The mean of several
+            looks at a good instance is steadier than what a run judges by, of which one look or two
+            have to be enough: so it can be asked for more than `selection.alpha`.
         progress: told after every round of images.
 
     Raises:
@@ -127,7 +128,7 @@ def _without_training(recipe: Recipe) -> Recipe:
     )
 
 
-def _evidence_settings(recipe: Recipe, n_looks: int, alpha: float | None) -> SelectionConfig:
+def _evidence_settings(recipe: Recipe, n_looks: int, alpha: float) -> SelectionConfig:
     """Return how looks are judged: as the recipe does, or by default if it judges otherwise."""
     own = recipe.selection
     config = own if own.effective_reference == "evidence" else SelectionConfig(mode="instance")
@@ -136,7 +137,7 @@ def _evidence_settings(recipe: Recipe, n_looks: int, alpha: float | None) -> Sel
         # An opened table is no look at anything.
         evidence="",
         min_looks=min(config.min_looks, n_looks),
-        alpha=config.alpha if alpha is None else alpha,
+        alpha=alpha,
     )
 
 

@@ -117,7 +117,7 @@ class SelectionConfig:
     mode: str = "none"
     reference: Reference | None = None
     sources: tuple[EvidenceSource, ...] = ("prototype", "outline")
-    alpha: float = 0.04
+    alpha: float = 0.05
     min_looks: int = 2
     max_looks: int = 8
     evidence: str = ""
