@@ -155,8 +155,11 @@ def test_another_mode_on_a_named_recipe_says_what_to_change() -> None:
         "selection.mode=paste_all", "selection.decay=null", "selection.threshold=null"
     )
     assert changed.selection == SelectionConfig(mode="paste_all")
-    instance = load_recipe("lvis_r50_bsgal_instance").override("selection.mode=paper")
-    assert instance.selection.effective_decay == 0.1
+    instance = load_recipe("lvis_r50_bsgal_instance")
+    with pytest.raises(ValueError, match=r"leave it out: selection\.publish_every=10$"):
+        instance.override("selection.mode=paper")
+    paper = instance.override("selection.mode=paper", "selection.publish_every=10")
+    assert paper.selection.effective_decay == 0.1
 
 
 STORED = {"mode": "paste_all", "decay": 0.1, "losses": ["box"], "kept_share": 0.7}
