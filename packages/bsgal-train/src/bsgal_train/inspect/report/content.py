@@ -69,6 +69,36 @@ class JudgedInstance:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RejectedInstance:
+    """One generated instance that the evidence speaks against."""
+
+    instance_id: str
+    category: str
+    frequency: str
+    prompt: str
+    picture_png: bytes
+    p_value: float
+    """Share of real objects that look as bad or worse, in [0, 1]."""
+    n_looks: int
+    against: Sequence[str]
+    """What spoke against it, in words, the worst first."""
+    real_pngs: Sequence[bytes]
+    """Some real objects of its category."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejections:
+    """What evidence says of a pool."""
+
+    n_instances: int
+    n_rejected: int
+    n_uncertain: int
+    """Instances with too few looks for a verdict."""
+    shown: Sequence[RejectedInstance]
+    """The worst, in the order to show."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class JudgedStep:
     """One verdict over time."""
 
@@ -129,6 +159,8 @@ class Report:
     arms: Sequence[Arm] = ()
     verdict_note: str = ""
     """What one verdict covers (a batch, an image or an instance), in a sentence."""
+    score_name: str = "score"
+    """What contributions are, in a word or two."""
     metrics: Sequence[MetricsRow] = ()
     metrics_note: str = ""
     """The protocol, and what was evaluated."""
@@ -142,6 +174,8 @@ class Report:
     """Instances that were accepted every time, in the order to show."""
     worst_rejected: Sequence[JudgedInstance] = ()
     """Instances that were rejected at least once, in the order to show."""
+    rejections: Rejections | None = None
+    """What the evidence rejects, where the run judges by it; shown in place of `worst_rejected`."""
     steps: Sequence[JudgedStep] = ()
     categories: Sequence[CategoryRow] = ()
     notes: Sequence[str] = ()

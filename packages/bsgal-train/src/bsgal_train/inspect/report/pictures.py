@@ -14,7 +14,7 @@ from bsgal_paste import InstancePool
 from bsgal_train.inspect.report.content import JudgedInstance
 from bsgal_train.inspect.report.verdicts import InstanceVerdicts
 
-__all__ = ["pictured"]
+__all__ = ["as_png", "manifest_rows", "picture", "pictured"]
 
 PICTURE_PX = 160
 
@@ -28,14 +28,14 @@ def pictured(chosen: Iterable[InstanceVerdicts], pool_folder: Path) -> list[Judg
     """
     chosen = list(chosen)
     pool = InstancePool.open(pool_folder)
-    rows = _manifest_rows(pool_folder, {one.instance_id for one in chosen})
+    rows = manifest_rows(pool_folder, {one.instance_id for one in chosen})
     return [
         JudgedInstance(
             instance_id=one.instance_id,
             category=str(rows[one.instance_id].get("category_name", "")),
             frequency=one.frequency,
             prompt=str(rows[one.instance_id].get("prompt", "")),
-            picture_png=_picture(pool, one.instance_id),
+            picture_png=picture(pool, one.instance_id),
             contribution=one.contribution,
             times_judged=one.times_judged,
             times_accepted=one.times_accepted,
@@ -44,8 +44,12 @@ def pictured(chosen: Iterable[InstanceVerdicts], pool_folder: Path) -> list[Judg
     ]
 
 
-def _manifest_rows(pool_folder: Path, instance_ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Read some rows of a manifest that may be far larger than what is looked for."""
+def manifest_rows(pool_folder: Path, instance_ids: set[str]) -> dict[str, dict[str, Any]]:
+    """Read some rows of a manifest that may be far larger than what is looked for.
+
+    Raises:
+        ValueError: the manifest lacks one of them.
+    """
     found: dict[str, dict[str, Any]] = {}
     with (pool_folder / "manifest.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
@@ -64,12 +68,22 @@ def _manifest_rows(pool_folder: Path, instance_ids: set[str]) -> dict[str, dict[
     return found
 
 
-def _picture(pool: InstancePool, instance_id: str) -> bytes:
-    """Return an instance on white, as PNG, small enough to be carried in a page."""
+def picture(pool: InstancePool, instance_id: str) -> bytes:
+    """Return an instance on white, as PNG.
+
+    Raises:
+        ValueError: its image cannot be read.
+    """
     rgba = Image.fromarray(pool.read(pool.position_of(instance_id)).rgba, "RGBA")
     rgba.thumbnail((PICTURE_PX, PICTURE_PX))
     page = Image.new("RGBA", rgba.size, "white")
     page.alpha_composite(rgba)
+    return as_png(page.convert("RGB"))
+
+
+def as_png(image: Image.Image) -> bytes:
+    """Return an RGB image as PNG, small enough to be carried in a page."""
+    image.thumbnail((PICTURE_PX, PICTURE_PX))
     stream = io.BytesIO()
-    page.convert("RGB").save(stream, format="PNG")
+    image.save(stream, format="PNG")
     return stream.getvalue()

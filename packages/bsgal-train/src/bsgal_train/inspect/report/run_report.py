@@ -14,10 +14,12 @@ from bsgal_train.inspect.report.content import (
     JudgedInstance,
     Line,
     MetricsRow,
+    Rejections,
     Report,
 )
 from bsgal_train.inspect.report.pictures import pictured
-from bsgal_train.inspect.report.verdicts import InstanceVerdicts, Verdicts
+from bsgal_train.inspect.report.rejected import rejected_by_evidence
+from bsgal_train.inspect.report.verdicts import NOTES, InstanceVerdicts, Verdicts
 from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.run_folder.layout import RunFolder, read_json
@@ -29,12 +31,6 @@ __all__ = ["run_report"]
 _EVALUATIONS = {"ap": ("AP", "ink"), "apr": ("APr", "r"), "apc": ("APc", "c"), "apf": ("APf", "f")}
 _IOU_TYPES = {"segm": "masks", "bbox": "boxes"}
 _MAX_SKIPPED = 20
-_VERDICT_NOTES = {
-    "batch": "One verdict covers all instances pasted in a training step, so an instance shares "
-    "the score of its companions.",
-    "image": "One verdict covers all instances pasted into an image.",
-    "instance": "Every pasted instance has a verdict of its own.",
-}
 
 
 def run_report(folder: str | Path, *, n_pictures: int = 18) -> Report:
@@ -62,12 +58,16 @@ def run_report(folder: str | Path, *, n_pictures: int = 18) -> Report:
     elif not evaluation:
         notes.append("The run had no validation annotations, so there is no average precision.")
     notes += _skipped_notes(results)
+    by_evidence = recipe.selection.effective_reference == "evidence"
+    rejections, problem = _rejections(folder, n_pictures) if by_evidence else (None, [])
+    notes += problem
     best, worst, problem = _pictured(verdicts, recipe, n_pictures)
     notes += problem
     return Report(
         title=f"Run {folder.resolve().name}",
         summary=_summary(recipe, metrics, results),
-        verdict_note=_VERDICT_NOTES.get(verdicts.granularity, ""),
+        verdict_note=NOTES.get("evidence" if by_evidence else verdicts.granularity, ""),
+        score_name="p-value" if by_evidence else "score",
         metrics=_metrics_rows(evaluation),
         metrics_note=_metrics_note(evaluation),
         losses=_lines(metrics, {"loss": ("loss", "ink")}),
@@ -77,12 +77,20 @@ def run_report(folder: str | Path, *, n_pictures: int = 18) -> Report:
         acceptance=verdicts.acceptance(),
         histograms=verdicts.histograms(),
         best_accepted=best,
-        worst_rejected=worst,
+        worst_rejected=worst if rejections is None else (),
+        rejections=rejections,
         steps=verdicts.over_time() if verdicts.has_scores else (),
         categories=_categories(evaluation, verdicts),
         notes=notes,
         facts=[*_settings(recipe), *_origins(folder)],
     )
+
+
+def _rejections(folder: Path, n: int) -> tuple[Rejections | None, list[str]]:
+    try:
+        return rejected_by_evidence(folder, n), []
+    except (OSError, ValueError) as error:
+        return None, [f"What speaks against instances is not shown: {error}"]
 
 
 def _pictured(

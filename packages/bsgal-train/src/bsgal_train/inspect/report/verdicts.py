@@ -17,7 +17,17 @@ import pyarrow.compute as pc
 from bsgal_train.inspect.report.charts import MAX_DOTS
 from bsgal_train.inspect.report.content import JudgedStep, Line, ScoreHistogram
 
-__all__ = ["GROUP_NAMES", "InstanceVerdicts", "Verdicts"]
+__all__ = ["GROUP_NAMES", "NOTES", "InstanceVerdicts", "Verdicts"]
+
+NOTES = {
+    "batch": "One verdict covers all instances pasted in a training step, so an instance shares "
+    "the score of its companions.",
+    "image": "One verdict covers all instances pasted into an image.",
+    "instance": "Every pasted instance has a verdict of its own.",
+    "evidence": "Every pasted instance has a verdict of its own. Its score is a p-value: the share "
+    "of real objects that look as bad or worse.",
+}
+"""What a verdict covers, by granularity; `evidence` is that of instances by evidence."""
 
 GROUP_NAMES = {"r": "rare", "c": "common", "f": "frequent"}
 _N_PERIODS = 40
