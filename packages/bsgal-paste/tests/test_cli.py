@@ -99,6 +99,16 @@ def test_a_run_that_pastes_nothing_says_so(photo_arguments, tmp_path, capsys):
     assert "nothing was pasted" in capsys.readouterr().err
 
 
+def test_compose_fails_where_every_image_is_left_out(photo_arguments, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    photo_arguments[photo_arguments.index("--image-root") + 1] = str(tmp_path / "empty")
+    out = tmp_path / "composed"
+    assert cli.main(["compose", *photo_arguments, "--out", str(out)]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("bsgal-paste: none of the ")
+    assert str(tmp_path / "empty") in last
+
+
 def test_card_prints_json(write_pool, capsys):
     assert cli.main(["card", str(write_pool([{}, {"category_id": 4}]))]) == 0
     assert json.loads(capsys.readouterr().out)["counts"] == {"1": 1, "4": 1}

@@ -139,6 +139,8 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
         ('{"a": NaN}', "NaN is no number of JSON"),
         ('{"a": -Infinity}', "-Infinity is no number of JSON"),
         ('{"a": 1' + "0" * 5000 + "}", "is not valid JSON"),
+        ('{"images": [], "images": []}', "the key 'images' is there twice in one object"),
+        ('{"images": [{"id": 1, "id": 1}]}', "the key 'id' is there twice in one object"),
         (b"\xff\xfe", "is not valid JSON"),
         (b"\xef\xbb\xbf{}", "begins with a byte order mark; save it without one"),
         (b"", "is not valid JSON"),

@@ -82,6 +82,12 @@ def test_nothing_in_common_is_an_error_that_shows_both_sides():
         pool_of({3: "unicorn"}).match(lvis("zebra", "ape"))
 
 
+def test_two_categories_of_one_name_are_called_ambiguous():
+    categories = [{"id": 4, "name": "zebra"}, {"id": 9, "name": "zebra"}]
+    with pytest.raises(NoCommonCategoryError, match=r"'zebra' is ambiguous: .* 4, 9 alike"):
+        pool_of({3: "zebra"}).match(categories)
+
+
 def test_a_matched_pool_can_be_matched_again():
     once = pool_of({1: "couch", 2: "zebra"}).match(lvis("zebra", "sofa", sofa=["couch"]))
     twice = once.match([{"id": 7, "name": "sofa"}, {"id": 3, "name": "zebra"}])

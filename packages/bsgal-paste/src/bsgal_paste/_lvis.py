@@ -78,7 +78,8 @@ def load_lvis(source: LvisSource) -> Lvis:
 
     Raises:
         FileNotFoundError: There is no such file.
-        AnnotationError: It is no LVIS JSON, or an entry is malformed or refers to nothing.
+        AnnotationError: It is no LVIS JSON, has a key twice in one object, or an entry is malformed
+            or refers to nothing.
     """
     if isinstance(source, Lvis):
         return source
@@ -90,7 +91,7 @@ def load_lvis(source: LvisSource) -> Lvis:
 def _parsed(source: str | Path) -> tuple[Any, str]:
     name = str(source)
     try:
-        return parse_json(Path(source).read_bytes()), name
+        return parse_json(Path(source).read_bytes(), unique_keys=True), name
     except FileNotFoundError:
         raise FileNotFoundError(f"there is no annotation file {name}") from None
     except ValueError as error:

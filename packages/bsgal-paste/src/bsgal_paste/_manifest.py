@@ -45,11 +45,25 @@ def _refuse_constant(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of JSON")
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {repeated!r} is there twice in one object; keep one of them")
+    return found
+
+
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_STRICT_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object)
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, *, unique_keys: bool = False) -> Any:
     """Parse JSON as the standard has it: UTF-8 without a byte order mark, no NaN, no infinity.
+
+    Args:
+        content: The bytes of a file or a line.
+        unique_keys: Refuse an object that has a key twice, of which the last one counts otherwise.
 
     Raises:
         ValueError: It is not that, or is nested too deeply.
@@ -57,7 +71,7 @@ def parse_json(content: bytes) -> Any:
     if content.startswith(codecs.BOM_UTF8):
         raise ValueError("not valid JSON: it begins with a byte order mark; save it without one")
     try:
-        return _DECODER.decode(content.decode())
+        return (_STRICT_DECODER if unique_keys else _DECODER).decode(content.decode())
     except RecursionError:
         raise ValueError("not valid JSON: it is nested too deeply") from None
     except ValueError as error:

@@ -281,7 +281,7 @@ class InstancePool:
 
         Raises:
             AnnotationError: A category is malformed.
-            NoCommonCategoryError: No category matches.
+            NoCommonCategoryError: No category matches, or none but several equally well.
         """
         wanted = category_names(categories)
         own = self._segments
@@ -290,6 +290,14 @@ class InstancePool:
         found = {i: match.category_ids for i, match in matches.items()}
         left_out = tuple(own.names[i] for i, ids in found.items() if len(ids) != 1)
         keep = np.array([len(found[int(i)]) == 1 for i in own.category_ids], dtype=bool)
+        several = {own.names[i]: ids for i, ids in found.items() if len(ids) > 1}
+        if several and not keep.any():
+            name, alike = next(iter(several.items()))
+            raise NoCommonCategoryError(
+                f"the pool's {name!r} is ambiguous: it stands for the annotations' categories "
+                f"{', '.join(map(str, alike))} alike, and no other of the pool has a counterpart; "
+                "give each category of the annotations a name of its own"
+            )
         if not keep.any():
             raise NoCommonCategoryError(
                 "the pool and the annotations have no category in common; "

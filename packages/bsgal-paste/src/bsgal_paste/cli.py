@@ -146,6 +146,11 @@ def run_compose(options: argparse.Namespace) -> None:
         f"{summary.n_pasted} pasted instances, {summary.n_removed} real ones hidden, "
         f"{len(summary.failed)} images left out"
     )
+    if not summary.n_images:
+        raise ValueError(
+            f"none of the {len(summary.failed)} images could be used, see above; is --image-root "
+            f"{options.image_root} their folder?"
+        )
     if summary.n_without_pixel:
         print(f"left out: {summary.n_without_pixel} annotations without a pixel", file=sys.stderr)
     if any(annotation.get("iscrowd") for annotation in lvis.annotations):
