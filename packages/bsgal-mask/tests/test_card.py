@@ -5,6 +5,7 @@ import json
 import numpy as np
 
 from bsgal_mask import BorderSegmenter, build_pool
+from bsgal_mask.cli import main
 
 
 def test_a_pool_has_a_card_with_counts_source_and_licence(make_image_set, drawn, tmp_path):
@@ -32,4 +33,19 @@ def test_the_card_claims_no_licence_that_it_does_not_know(make_image_set, drawn,
 
     card = (tmp_path / "pool/README.md").read_text(encoding="utf-8")
     assert "not stated by the image set" in card
-    assert "| licence | not known" in card
+    assert "| licence | not stated" in card
+
+
+def test_the_card_repeats_the_licence_that_it_was_told(make_image_set, drawn, tmp_path):
+    images, pool = make_image_set({"a": drawn("disc")[0]}), tmp_path / "pool"
+
+    build_pool(images, pool, methods=[BorderSegmenter()], licence="CC BY 4.0 | of the\nmakers")
+    assert "| licence | CC BY 4.0 \\| of the makers |" in (pool / "README.md").read_text()
+
+    # It is no setting of the cutting: the pool goes on with another.
+    build_pool(images, pool, methods=[BorderSegmenter()], licence="CC0")
+    assert "| licence | CC0 |" in (pool / "README.md").read_text()
+
+    other = str(tmp_path / "other")
+    assert main(["run", str(images), "--out", other, "--licence", "CC BY 4.0", "--quiet"]) == 0
+    assert "| licence | CC BY 4.0 |" in (tmp_path / "other/README.md").read_text()

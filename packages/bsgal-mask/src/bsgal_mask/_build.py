@@ -61,6 +61,7 @@ def build_pool(
     label_mask_threshold: int = 128,
     batch_size: int = 8,
     max_image_px: int = 64_000_000,
+    licence: str | None = None,
     progress: Progress | None = None,
 ) -> PoolSummary:
     """Cut the object out of every image of an image set.
@@ -88,6 +89,7 @@ def build_pool(
         label_mask_threshold: The label mask is where alpha (0 to 255) is at least this.
         batch_size: Images in memory at a time and per call of a method.
         max_image_px: Larger images (width times height) are dropped without being decoded.
+        licence: Of the images, for the pool's card; None leaves it to what drew them, if known.
         progress: Called after every image.
 
     Returns:
@@ -146,7 +148,7 @@ def build_pool(
             _settle(writer, cutter.choice.category_bar)
         ids = (row.sample_id for row in image_set.rows)
         rows = [writer.rows[instance_id] for instance_id in ids]
-        write_card(writer.root, image_set.root, rows)
+        write_card(writer.root, image_set.root, rows, licence)
     return summarise_rows(rows)
 
 

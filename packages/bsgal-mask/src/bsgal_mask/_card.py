@@ -13,16 +13,19 @@ from bsgal_mask._summary import summarise_rows
 
 # What we know of ourselves; of any other model only its own card can tell.
 _LICENCES = {"tiny": "CC BY-SA 4.0, as its weights derive from drawings of OpenMoji"}
-_UNKNOWN_LICENCE = "not known: see the terms of what drew the images"
+_NOT_STATED = "not stated: see the terms of what drew the images"
 
 
-def write_card(pool_dir: Path, image_set_dir: Path, rows: Sequence[Row]) -> None:
+def write_card(
+    pool_dir: Path, image_set_dir: Path, rows: Sequence[Row], licence: str | None
+) -> None:
     """Write the card of a pool whose `meta.json` is in place.
 
     Args:
         pool_dir: The pool.
         image_set_dir: The image set that it was cut from.
         rows: The pool's rows.
+        licence: Of the images, as the user states it; None states none.
 
     Raises:
         OSError: A file cannot be read or written.
@@ -30,6 +33,7 @@ def write_card(pool_dir: Path, image_set_dir: Path, rows: Sequence[Row]) -> None
     meta = json.loads((pool_dir / META_NAME).read_bytes())
     summary = summarise_rows(rows)
     drawn_by = _model(image_set_dir)
+    licence = _cell(licence or "") or _LICENCES.get(drawn_by, _NOT_STATED)
     lines = [
         "# Instance pool",
         "",
@@ -42,7 +46,7 @@ def write_card(pool_dir: Path, image_set_dir: Path, rows: Sequence[Row]) -> None
         "|---|---|",
         f"| images drawn by | {drawn_by or 'not stated by the image set'} |",
         f"| image set (SHA-256 of its `meta.json`) | `{meta['source']['image_set']}` |",
-        f"| licence | {_LICENCES.get(drawn_by, _UNKNOWN_LICENCE)} |",
+        f"| licence | {licence} |",
         f"| masks found by | {', '.join(meta['config']['methods'])} |",
         "",
         "## Dropped",

@@ -24,6 +24,7 @@ FLAGS = {
     "--method": "pool.methods",
     "--choose": "pool.choose",
     "--device": "pool.device",
+    "--licence": "pool.licence",
     "--u2net-model": "u2net.model",
     "--clipseg-model": "clipseg.model",
     "--sam-model": "sam.model",
@@ -71,6 +72,7 @@ def pool_settings(config: MaskConfig) -> dict[str, Any]:
         "label_mask_threshold": config.pool.label_mask_threshold,
         "batch_size": config.pool.batch_size,
         "max_image_px": config.pool.max_image_px,
+        "licence": config.pool.licence,
     }
 
 

@@ -33,6 +33,9 @@ class PoolConfig:
     """Images in memory at a time."""
     max_image_px: int = 64_000_000
     """Images with more pixels (width times height) are dropped."""
+    licence: str | None = None
+    """Licence of the images, which the pool's card states; none leaves it to what drew them, if
+    that is known."""
     device: str = "cpu"
     """Torch device of clipseg, SAM and CLIP, such as cuda; never another one instead."""
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
