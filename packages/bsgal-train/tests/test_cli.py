@@ -72,6 +72,17 @@ def test_check_data_reports_what_a_run_would_stumble_over(
     assert "gone.json" in capsys.readouterr().out
 
 
+def test_check_data_looks_through_the_built_in_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["check-data", "--set", "data.builtin_root=data"]) == 0
+    assert "errors: 0" in capsys.readouterr().out
+
+    next((tmp_path / "data").rglob("*.png")).unlink()
+    assert main(["check-data", "--set", "data.builtin_root=data"]) == 1
+
+
 def test_every_setting_of_the_demo_has_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["demo", "--help"])

@@ -324,17 +324,16 @@ def _data(options: argparse.Namespace) -> None:
 
 def _check_data(options: argparse.Namespace) -> None:
     from bsgal_train.annotations.check import check_data
+    from bsgal_train.annotations.paths import DataPaths
 
     recipe = _recipe(options.recipe or "builtin_continue", options)
-    config = recipe.data
-    if not config.train_json:
-        raise ValueError("there is nothing to check: set data.train_json")
+    paths = DataPaths.of(recipe.data)
     line = _ProgressLine("reading images")
     report = check_data(
-        config.train_json,
-        config.image_root,
-        val_json=config.val_json or None,
-        val_image_root=config.val_image_root or None,
+        paths.train_json,
+        paths.image_root,
+        val_json=paths.val_json,
+        val_image_root=paths.val_image_root,
         pool=recipe.paste.pool or None,
         read_images=options.read_images,
         progress=lambda done, total: line(done, total, ""),

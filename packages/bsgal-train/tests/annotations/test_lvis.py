@@ -179,6 +179,8 @@ def test_a_folder_in_place_of_the_annotation_file_is_named(tmp_path):
         ('{"images": [', "is not JSON"),
         ("[" * 100_000, "is not JSON"),
         ("[]", "must hold a JSON object"),
+        ('{"images": [], "images": []}', r"lvis\.json has the key 'images' twice in one object"),
+        ('{"images": [{"id": 1, "height": 2, "id": 3}]}', "has the key 'id' twice in one object"),
     ],
 )
 def test_a_file_that_is_no_json_object_is_refused(tmp_path, text, message):

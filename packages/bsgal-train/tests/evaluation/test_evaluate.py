@@ -229,6 +229,8 @@ def test_only_the_fields_of_the_iou_type_are_needed(document: Document) -> None:
         ({"bbox": [0, 0, float("inf"), 5]}, "finite"),
         ({"segmentation": [[0, 0, 5, 0, 5, 5]]}, "no run-length encoding"),
         ({"segmentation": {"size": [9, 9], "counts": ""}}, r"mask of \[9, 9\] pixels"),
+        ({"segmentation": {"counts": ""}}, "no run-length encoding"),
+        ({"segmentation": {"size": [9, 9], "counts": [81]}}, "run lengths as a list; compress"),
     ],
 )
 def test_bad_prediction_is_named(document: Document, change: dict[str, Any], message: str) -> None:
@@ -236,6 +238,17 @@ def test_bad_prediction_is_named(document: Document, change: dict[str, Any], mes
     predictions[1] |= change
     with pytest.raises(ValueError, match=message):
         evaluate_lvis(document, predictions)
+
+
+def test_run_lengths_that_were_cut_off_are_refused(document: Document) -> None:
+    predictions = perfect(document)
+    mask = predictions[1]["segmentation"]
+    for end in range(len(mask["counts"])):
+        predictions[1]["segmentation"] = mask | {"counts": mask["counts"][:end]}
+        with pytest.raises(
+            ValueError, match=r"predictions\[1\] \(image \d+, category \d+\): .* cut off\?"
+        ):
+            evaluate_lvis(document, predictions, ["segm"])
 
 
 @pytest.mark.parametrize("iou_types", [["mask"], []])

@@ -192,16 +192,28 @@ class LvisAnnotations:
         )
 
 
+class _RepeatedKeyError(Exception):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = Counter(key for key, _ in pairs)
+        raise _RepeatedKeyError(keys.most_common(1)[0][0])
+    return found
+
+
 def read_lvis_json(path: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:
         AnnotationError: The file is missing or cannot be read.
-        AnnotationFormatError: It does not hold a JSON object.
+        AnnotationFormatError: It does not hold a JSON object, or a key is repeated in one.
     """
     try:
         with path.open("rb") as file:
-            document = json.load(file)
+            document = json.load(file, object_pairs_hook=_object)
     except FileNotFoundError:
         raise AnnotationError(
             f"there is no annotation file at {path}; check the path (a relative one starts at "
@@ -209,6 +221,10 @@ def read_lvis_json(path: Path) -> dict[str, Any]:
         ) from None
     except OSError as error:
         raise AnnotationError(f"the annotation file {path} cannot be read: {error}") from error
+    except _RepeatedKeyError as error:
+        raise AnnotationFormatError(
+            f"{path} has the key {error.args[0]!r} twice in one object; keep one of them"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise AnnotationFormatError(
             f"{path} is not JSON ({error}); it may be cut off, fetch or write it again"

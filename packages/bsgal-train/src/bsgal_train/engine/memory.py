@@ -27,7 +27,8 @@ def check_memory(recipe: Recipe, detector: nn.Module, available: int | None) -> 
 
     What is counted is only what is sure to be needed beside the weights: gradients, the
     optimizer's averages, the gradient cache with one more gradient to compare it with, and the
-    averaged weights. Activations come on top, so a run that passes may still be too large.
+    averaged weights with the trained ones beside them, as during evaluation. Activations come on
+    top, so a run that passes may still be too large.
 
     Args:
         recipe: of the run.
@@ -43,7 +44,9 @@ def check_memory(recipe: Recipe, detector: nn.Module, available: int | None) -> 
     parts = {
         "gradients and AdamW": _BYTES_OF_STEP * _count([detector]),
         f"the gradient cache of selection.mode={recipe.selection.mode}": cache,
-        "the averaged weights": _average_bytes(recipe, detector),
+        "the averaged weights, and the trained ones in evaluation": _average_bytes(
+            recipe, detector
+        ),
     }
     needed = sum(parts.values())
     if needed <= available:
@@ -93,7 +96,8 @@ def _cache_bytes(recipe: Recipe, detector: nn.Module) -> int:
 def _average_bytes(recipe: Recipe, detector: nn.Module) -> int:
     if not recipe.optimizer.ema_decay:
         return 0
-    return sum(tensor.nbytes for tensor in averaged_tensors(detector).values())
+    # `WeightAverage` holds the averages, and while these are in place the trained weights.
+    return 2 * sum(tensor.nbytes for tensor in averaged_tensors(detector).values())
 
 
 def _alternatives(recipe: Recipe, cache: int) -> list[str]:

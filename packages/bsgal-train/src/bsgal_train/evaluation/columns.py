@@ -6,7 +6,7 @@ object each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from bsgal_train.evaluation.ground_truth import GroundTruth, contains
+from bsgal_train.evaluation.mask_counts import described_pixels
 
 __all__ = ["Prediction", "PredictionColumns", "check_columns"]
 
@@ -121,7 +122,8 @@ def check_columns(columns: PredictionColumns, truth: GroundTruth, where: str) ->
 
     Raises:
         ValueError: The image or category is not in the annotation file; the score or the box is
-            not finite, or the box has a negative side; the mask is not of the image's size.
+            not finite, or the box has a negative side; the mask is not of the image's size, or its
+            run lengths describe more or fewer pixels.
     """
 
     def name(row: int) -> str:
@@ -160,6 +162,24 @@ def check_columns(columns: PredictionColumns, truth: GroundTruth, where: str) ->
                 f"(height, width), but image {columns.image_id[first]} has "
                 f"{expected[first].tolist()}"
             )
+        _check_run_lengths(columns, name)
+
+
+def _check_run_lengths(columns: PredictionColumns, name: Callable[[int], str]) -> None:
+    assert columns.mask_hw is not None, "checked by the caller"
+    expected = columns.mask_hw.prod(1)
+    for start in range(0, len(columns), _MASKS_AT_ONCE):
+        part = slice(start, start + _MASKS_AT_ONCE)
+        found = described_pixels(columns.mask_counts[part].to_pylist())
+        bad = np.flatnonzero(found != expected[part])
+        if len(bad):
+            row, n_px = start + int(bad[0]), int(found[bad[0]])
+            what = "are malformed" if n_px < 0 else f"add up to {n_px} pixels"
+            raise ValueError(
+                f"{name(row)} (image {columns.image_id[row]}, category "
+                f"{columns.category_id[row]}): the run lengths of its mask {what}, those of its "
+                f"size add up to {expected[row]}; were they cut off?"
+            )
 
 
 def _missing_field(predictions: Sequence[Prediction], iou_types: Sequence[str]) -> str:
@@ -186,10 +206,15 @@ def _box_array(boxes: Sequence[Sequence[float]]) -> npt.NDArray[np.float64]:
 
 def _size_array(masks: Sequence[Any]) -> npt.NDArray[np.int64]:
     for position, mask in enumerate(masks):
-        if not isinstance(mask, Mapping) or "counts" not in mask:
+        if not isinstance(mask, Mapping) or not {"counts", "size"} <= mask.keys():
             raise ValueError(
                 f"predictions[{position}] has a segmentation that is no run-length "
                 "encoding; encode the mask with pycocotools.mask.encode"
+            )
+        if not isinstance(mask["counts"], str | bytes):
+            raise ValueError(
+                f"predictions[{position}] has run lengths as a {type(mask['counts']).__name__}; "
+                "compress them with pycocotools.mask.frPyObjects"
             )
     return np.array([mask["size"] for mask in masks], dtype=np.int64).reshape(-1, 2)
 
