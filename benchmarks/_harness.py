@@ -99,12 +99,23 @@ def peak_extra_bytes(run: Callable[[], object]) -> int:
     return max(0, peak - before)
 
 
+def measured_commit(root: Path) -> str:
+    """Return the commit that a repository is at, with `-dirty` where a tracked file differs.
+
+    Results do not count: several are written one after the other, before any is committed.
+    """
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    changed = git("diff", "HEAD", "--name-only", "--", ".", ":(exclude)benchmarks/results")
+    return git("describe", "--always", "--abbrev=12") + ("-dirty" if changed else "")
+
+
 def provenance(libraries: Sequence[str]) -> dict[str, Any]:
     """Return what a reader needs to judge or repeat a result."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    ).stdout.strip()  # fmt: skip
     model = next(
         (
             line.split(":", 1)[1].strip()
@@ -114,7 +125,7 @@ def provenance(libraries: Sequence[str]) -> dict[str, Any]:
         platform.processor(),
     )
     return {
-        "commit": commit,
+        "commit": measured_commit(ROOT),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "machine": {
             "cpu": model,
