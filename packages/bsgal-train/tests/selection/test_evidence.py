@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -120,6 +122,37 @@ def test_covered_objects_and_those_without_rows_say_nothing() -> None:
     evidence.take(looks, is_shared=True)
 
     assert evidence.table(IDS).looks.tolist() == [0, 0, 1] * (len(IDS) // 3)
+
+
+def rejected_by_group(seed: int, alpha: float) -> npt.NDArray[np.float64]:
+    """Return the share of r, c, f rejected of held-out objects, as many as real ones, 32 each."""
+    rng = np.random.default_rng(seed)
+    classes = np.tile(np.repeat(np.arange(N_CLASSES), 8), 2)
+    n = len(classes)
+    is_real = np.arange(n) < n // 2
+    ids = [f"{k}:{k}" if real else f"p{k}" for k, real in enumerate(is_real)]
+    own = rng.normal(size=(n, WIDTH)).astype(np.float32)
+    hard = np.exp(rng.normal(size=n)).astype(np.float32)
+    evidence = InstanceEvidence(WIDTH, FREQUENCIES, config(alpha=alpha))
+    for number in range(2):
+        looks = make_looks(ids, classes, np.full(n, "good"), True, 1000 * seed + number)
+        # An object looks like itself from look to look.
+        looks.features[:] += own
+        looks.losses["mask_hardest"][:] *= hard
+        looks = dataclasses.replace(looks, is_real=is_real)
+        for batch in np.array_split(rng.permutation(n), 4):
+            evidence.take(looks.only(np.isin(np.arange(n), batch)), is_shared=True)
+    verdicts = evidence.table([name for name in ids if name.startswith("p")]).verdicts
+    return (verdicts.reshape(3, -1) == "reject").mean(axis=1)
+
+
+def test_of_held_out_objects_the_share_that_the_level_says_is_rejected_in_each_group() -> None:
+    alpha, n_books = 0.1, 60
+    shares = np.mean([rejected_by_group(seed, alpha) for seed in range(n_books)], axis=0)
+
+    # A book holds 32 judged of a group against 32 real ones: both counts are chance.
+    half_width = 2.576 * math.sqrt(alpha * (1 - alpha) * (1 / 32 + 1 / 32) / n_books)
+    assert (np.abs(shares - alpha) <= half_width).all(), (shares, half_width)
 
 
 def test_a_restored_evidence_goes_on_bit_for_bit() -> None:
