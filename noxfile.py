@@ -242,7 +242,10 @@ def build(session: nox.Session) -> None:
         "--target", str(installed), *PACKAGES, external=True,
     )  # fmt: skip
     modules = ", ".join(name.replace("-", "_") for name in PACKAGES)
-    check = f"import {modules} as last; assert last.__file__.startswith({str(installed)!r})"
+    check = (
+        f"import {modules}; found = [one.__file__ for one in ({modules})]; "
+        f"assert all(one.startswith({str(installed)!r}) for one in found), found"
+    )
     session.run(python, "-c", check, env={"PYTHONPATH": str(installed)}, external=True)
 
 
