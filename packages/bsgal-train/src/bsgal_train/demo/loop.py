@@ -18,12 +18,14 @@ from bsgal_generate import (
     load_pipeline,
 )
 from bsgal_mask import BorderSegmenter, U2NetSegmenter, build_pool
+from bsgal_score import EvidenceTable
 from bsgal_train.builtin_dataset.dataset import ensure_builtin_dataset
 from bsgal_train.demo.display import Display
 from bsgal_train.demo.settings import DemoSettings
 from bsgal_train.demo.stages import StageBook
 from bsgal_train.demo.table import demo_report, demo_table
 from bsgal_train.engine.run import evaluate, train
+from bsgal_train.engine.screen import screen
 from bsgal_train.inspect.report import write_page
 from bsgal_train.recipe import Recipe
 from bsgal_train.recipe.library import load_recipe
@@ -31,9 +33,12 @@ from bsgal_train.run_folder.layout import RunFolder, write_json
 
 __all__ = ["run_demo"]
 
+N_LOOKS = 2
+"""As many as make a verdict."""
+
 
 def run_demo(out_dir: str | Path, settings: DemoSettings | None = None) -> Path:
-    """Generate, cut, paste, score and train on the built-in data, and write a report.
+    """Generate, cut, paste, judge and train on the built-in data, and write a report.
 
     Interrupt it at any time: the same call goes on where it stopped, and a finished stage is
     not done again.
@@ -61,7 +66,9 @@ def run_demo(out_dir: str | Path, settings: DemoSettings | None = None) -> Path:
         loop.book.run("pool", "cutting the objects out", loop.cut_out)
         loop.book.run("baseline", "evaluating the shipped detector", loop.evaluate_baseline)
         loop.book.run("control", f"training {n_steps} steps, real data only", loop.train_control)
-        loop.book.run("paper", f"training {n_steps} steps, selecting", loop.train_selecting)
+        loop.book.run("pasted", f"training {n_steps} steps, everything pasted", loop.train_pasted)
+        loop.book.run("screening", "looking at every drawn object twice", loop.screen_pool)
+        loop.book.run("judged", f"training {n_steps} steps, judging", loop.train_judged)
         page = write_page(demo_report(out_dir, settings, loop.book.records()), loop.page)
         display.say("")
         display.say(demo_table(out_dir))
@@ -93,6 +100,11 @@ class _Loop:
     settings: DemoSettings
     display: Display
     book: StageBook
+
+    @property
+    def evidence(self) -> Path:
+        """The path of what the screening found out."""
+        return self.out_dir / "evidence.parquet"
 
     @property
     def page(self) -> Path:
@@ -146,7 +158,7 @@ class _Loop:
         return f"{summary.n_kept} instances kept, {summary.n_dropped} dropped"
 
     def evaluate_baseline(self) -> str:
-        """Evaluate the detector that both arms continue."""
+        """Evaluate the detector that all arms continue."""
         result = evaluate(
             self._recipe(), "baseline", self.out_dir / "baseline", progress=self.display.update
         )
@@ -157,11 +169,34 @@ class _Loop:
         """Continue the detector on real images only."""
         return self._train("control", self._recipe())
 
-    def train_selecting(self) -> str:
-        """Continue the detector on images with pasted instances wherever their gradient agrees."""
+    def train_pasted(self) -> str:
+        """Continue the detector on images with every instance pasted as it is drawn."""
+        return self._train("pasted", self._recipe(*self._pasting("paste_all")))
+
+    def screen_pool(self) -> str:
+        """Look at every instance with the detector as it is, before any is trained on."""
+        # Between the file and the stage's record an earlier start may have been interrupted.
+        if self.evidence.is_file():
+            table = EvidenceTable.from_parquet(self.evidence)
+        else:
+            table = screen(
+                self._recipe(*self._pasting("instance")),
+                self.evidence,
+                n_looks=N_LOOKS,
+                progress=self.display.update,
+            )
+        n_rejected = int((table.verdicts == "reject").sum())
+        return f"{n_rejected} of {len(table.ids)} instances rejected"
+
+    def train_judged(self) -> str:
+        """Continue the detector on what the evidence, of before and of the run, does not reject."""
         return self._train(
-            "paper", self._recipe(f"paste.pool={self.out_dir / 'pool'}", "selection.mode=paper")
+            "judged",
+            self._recipe(*self._pasting("instance"), f"selection.evidence={self.evidence}"),
         )
+
+    def _pasting(self, mode: str) -> tuple[str, str]:
+        return f"paste.pool={self.out_dir / 'pool'}", f"selection.mode={mode}"
 
     def _recipe(self, *changes: str) -> Recipe:
         return load_recipe("builtin_continue").override(

@@ -14,7 +14,8 @@ from bsgal_train.demo.stages import StageRecord
 from bsgal_train.evaluation.tables import percent
 from bsgal_train.inspect.report import Arm, Fact, Report, StageTime
 from bsgal_train.inspect.report.pictures import pictured
-from bsgal_train.inspect.report.verdicts import Verdicts
+from bsgal_train.inspect.report.rejected import rejected_by_evidence
+from bsgal_train.inspect.report.verdicts import NOTES, Verdicts
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.run_folder.layout import RunFolder
 
@@ -23,7 +24,8 @@ __all__ = ["demo_arms", "demo_report", "demo_table"]
 ARMS = {
     "baseline": "the shipped detector, as it is",
     "control": "continued on real data only",
-    "paper": "continued with selected generated data",
+    "pasted": "continued with everything pasted",
+    "judged": "continued with what is not rejected",
 }
 SHOWN_INSTANCES = 18
 
@@ -65,24 +67,23 @@ def demo_table(out_dir: Path) -> str:
 
 def demo_report(out_dir: Path, settings: DemoSettings, records: Sequence[StageRecord]) -> Report:
     """Gather the report of a finished demo."""
-    verdicts = Verdicts(read_decisions(RunFolder(out_dir / "paper").decisions))
-    best = verdicts.best_accepted(SHOWN_INSTANCES)
-    instances = pictured([*best, *verdicts.worst_rejected(SHOWN_INSTANCES)], out_dir / "pool")
+    verdicts = Verdicts(read_decisions(RunFolder(out_dir / "judged").decisions))
     return Report(
         title="bsgal demo",
         summary=(
             "A small long-tailed data set, objects drawn by the built-in text-to-image model, and "
-            "a detector continued with and without them."
+            "a detector continued without them, with all of them, and with those that no evidence "
+            "speaks against. Before its first step, the last run's detector looks at every drawn "
+            "object twice; what looks worse than real objects of its category is rejected, and "
+            "others are drawn in its place."
         ),
         arms=demo_arms(out_dir),
-        verdict_note=(
-            "In this mode one verdict covers all instances pasted in a training step, so an "
-            "instance shares the score of its companions."
-        ),
+        verdict_note=NOTES["evidence"],
+        score_name="p-value",
         acceptance=verdicts.acceptance(),
         histograms=verdicts.histograms(),
-        best_accepted=instances[: len(best)],
-        worst_rejected=instances[len(best) :],
+        best_accepted=pictured(verdicts.best_accepted(SHOWN_INSTANCES), out_dir / "pool"),
+        rejections=rejected_by_evidence(out_dir / "judged", SHOWN_INSTANCES),
         steps=verdicts.over_time(),
         stages=[
             StageTime(
