@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,12 @@ from train_study.arms import ARMS, in_order
 from train_study.pools import StudyPool, open_pool
 from train_study.summary import headline_of, holm, recovered, summaries
 from train_study.tables import tables
-from train_study.verdicts import finally_bad, of_draws, of_instances
+from train_study.verdicts import (
+    finally_bad,
+    of_draws,
+    of_instances,
+    recall_where_few_are_lost,
+)
 
 from bsgal_train.builtin_dataset.dataset import BuiltinDataset
 from bsgal_train.recipe.library import load_recipe
@@ -220,7 +226,23 @@ def test_the_headline_has_the_first_pool_and_the_held_back_one() -> None:
     assert headline["held_back_good_lost_class_row"] == 0.02
     assert headline["held_back_apr_recovered_class_row"] == 0.381
     assert headline["held_back_ap_recovered_class_row"] == 0.381
-    assert set(tables({"rows": rows})) == {"arms", "verdicts", "arms-second", "verdicts-second"}
+    names = ("arms", "verdicts", "instances")
+    assert set(tables({"rows": rows})) == {
+        f"{one}{pool}" for one in names for pool in ("", "-second")
+    }
+
+
+def test_the_order_of_p_values_is_rated_at_a_fixed_loss_of_good_ones(tmp_path: Path) -> None:
+    ids = [f"g{k}" for k in range(100)] + ["b0", "b1", "b2", "b3"]
+    pool = StudyPool(
+        name="any", folder=tmp_path, groups=dict.fromkeys(ids, "f"),
+        planted=dict.fromkeys(ids[100:], "blur"),
+    )  # fmt: skip
+    p_values = {f"g{k}": (k + 1) / 100 for k in range(100)}
+    p_values |= {"b0": 0.001, "b1": 0.02, "b2": 0.5, "b3": math.nan}
+
+    assert recall_where_few_are_lost(p_values, pool) == 0.5
+    assert recall_where_few_are_lost(p_values, pool, lost=0.6) == 0.75
 
 
 def test_an_arm_that_keeps_a_share_comes_after_the_one_whose_share_it_keeps() -> None:

@@ -14,7 +14,7 @@ from train_study.costs import measure_costs, steps_in_time
 from train_study.filters import clip_scores, copy_pool, read_rows, u2netp_scores, without_worst
 from train_study.pools import StudyPool
 from train_study.summary import METRICS
-from train_study.verdicts import finally_bad, of_draws, of_instances
+from train_study.verdicts import finally_bad, of_draws, of_instances, recall_where_few_are_lost
 
 if TYPE_CHECKING:
     from bsgal_train.recipe import Recipe
@@ -117,11 +117,10 @@ class Study:
         if ARMS[arm.removesuffix(WALL)].steers:
             # What is not drawn any more is not in the log.
             table = run_evidence(self._path(arm, seed))
-            bad = {
-                one
-                for one, verdict in zip(table.ids, table.verdicts, strict=True)
-                if verdict == "reject"
-            }
+            verdicts = zip(table.ids, table.verdicts.tolist(), strict=True)
+            bad = {one for one, verdict in verdicts if verdict == "reject"}
+            p_values = dict(zip(table.ids, table.p_values.tolist(), strict=True))
+            by_draw["instance_recall_at_3"] = recall_where_few_are_lost(p_values, self.pool)
         else:
             bad = finally_bad(log)
         return by_draw | of_instances(bad, self.pool)

@@ -187,6 +187,7 @@ def _of_held_back(row: Run) -> Run:
     )
     named = {
         "recall": recall,
+        "recall_at_3": "instance_recall_at_3",
         "good_lost": lost,
         **{f"good_lost_{group}": f"{lost}_{group}" for group in "rcf"},
         **{f"{metric}_recovered": f"{metric}_recovered" for metric in COMPARED},

@@ -14,7 +14,8 @@ FOUND = {"defect_auc": "defect scores below good", "defect_recall": "defects rej
 def tables(result: Mapping[str, Any]) -> dict[str, str]:
     """Return `arms`, what came of each arm, and `verdicts`, more about what it judged.
 
-    They are of the first pool; `arms-<pool>` and `verdicts-<pool>` are of the others.
+    `instances` counts instances of the pool by what is finally known of them, not draws. All are of
+    the first pool; with `-<pool>` behind the name they are of the others.
     """
     means = [row for row in result["rows"] if row["seed"] == "all"]
     found = {}
@@ -23,6 +24,7 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
         suffix = f"-{pool}" if found else ""
         found[f"arms{suffix}"] = _arms(rows)
         found[f"verdicts{suffix}"] = _verdicts([row for row in rows if "accepted" in row])
+        found[f"instances{suffix}"] = _instances([row for row in rows if "instance_recall" in row])
     return found
 
 
@@ -67,6 +69,36 @@ def _verdicts(rows: Sequence[Row]) -> str:
                 _per_cent(row, "defect_precision"),
                 *(_per_cent(row, name) for name in kinds),
                 *(_lost(row, group) for group in groups),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _instances(rows: Sequence[Row]) -> str:
+    start = "instance_recall_"
+    kinds = dict.fromkeys(
+        name
+        for row in rows
+        for name in row
+        if name.startswith(start) and not name.endswith(("_std", "_at_3"))
+    )
+    lost = {"": "good", "_r": "good rare", "_c": "good common", "_f": "good frequent"}
+    return _table(
+        [
+            "arm",
+            "spoilt found",
+            "found where 3 % of the good are lost",
+            *(name.removeprefix(start).replace("_", " ") for name in kinds),
+            *(f"{name} lost" for name in lost.values()),
+        ],
+        [
+            [
+                row["arm"],
+                _per_cent(row, "instance_recall"),
+                _per_cent(row, "instance_recall_at_3"),
+                *(_per_cent(row, name) for name in kinds),
+                *(_per_cent(row, f"instance_good_lost{group}") for group in lost),
             ]
             for row in rows
         ],

@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from train_study.pools import StudyPool
 
-__all__ = ["finally_bad", "of_draws", "of_instances", "share"]
+__all__ = ["finally_bad", "of_draws", "of_instances", "recall_where_few_are_lost", "share"]
 
 GROUPS = ("r", "c", "f")
 
@@ -48,6 +50,34 @@ def finally_bad(log: Iterable[Mapping[str, Any]]) -> set[str]:
     """Return the ids of the instances whose last verdict in a run is a rejection."""
     last = {row["instance_id"]: row["verdict"] for row in log}
     return {one for one, verdict in last.items() if verdict == "reject"}
+
+
+def recall_where_few_are_lost(
+    p_values: Mapping[str, float], pool: StudyPool, lost: float = 0.03
+) -> float:
+    """Return the share of the spoilt instances below the p-value that loses few of the good.
+
+    Whatever level a run was judged at: what the order of the p-values is worth.
+
+    Args:
+        p_values: by id; NaN of what was not looked at, which is never found.
+        pool: which instances there are, and which are spoilt.
+        lost: share of the good ones below the threshold.
+    """
+    good, spoilt = (
+        np.nan_to_num(
+            [
+                p_values.get(one, np.nan)
+                for one in pool.groups
+                if (one in pool.planted) is is_spoilt
+            ],
+            nan=1.0,
+        )
+        for is_spoilt in (False, True)
+    )
+    if not len(good) or not len(spoilt):
+        return math.nan
+    return float((spoilt < np.quantile(good, lost)).mean())
 
 
 def share(values: Iterable[object]) -> float:
