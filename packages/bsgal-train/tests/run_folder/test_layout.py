@@ -47,7 +47,7 @@ def test_no_other_module_spells_a_name_of_the_run_folder() -> None:
 
 
 def test_files_are_named_as_documentation_says() -> None:
-    formats = SOURCES.parents[3] / "docs/explanation/formats.md"
+    formats = Path(__file__).parents[4] / "docs/explanation/formats.md"
     section = formats.read_text(encoding="utf-8").split("## A run's folder")[1].split("\n## ")[0]
     described = set(re.findall(r"`([\w.]+?)(?:/[^`]*)?`", "".join(section.split("\n|")[3:])))
 

@@ -37,7 +37,6 @@ class Display:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
         self._title = ""
@@ -45,7 +44,9 @@ class Display:
         self._first_done = 0
 
     def __enter__(self) -> Display:
-        self._progress.start()
+        # Without a terminal it would print an empty line at its end, before rich 14.3.
+        if self._console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(
@@ -54,7 +55,8 @@ class Display:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
 
     def say(self, line: str) -> None:
         """Print one line above the bars."""
