@@ -12,12 +12,12 @@ Ceilings: `exact_reject` rejects every spoilt instance in the step, as a perfect
 `paste_clean` (`exact_replace`) pastes the pool without them, others in their place. `paste_random`
 accepts the share that `class_row` accepted with the same seed. `paste_filtered` and `clip_filtered`
 paste a pool without what a salient-object model or CLIP doubts most in each category, as much as is
-spoilt. `class_row` is the class-mean filter on the classifier's own row. `evidence_steer` is the default of
-`instance`: evidence adds up over looks, rejects, and says what is drawn; `evidence_reject` draws
-all alike; `screened` begins with a screening of four looks. `own_loss`, `prototype` and `mask_loss`
-do the same by one source alone, `..._once` by one look. Where a mode costs another
-time than `paste_all`, measured in turn, `<arm>@wall` repeats it with as many steps as fit the time
-of `paste_all`.
+spoilt. `class_row` is the class-mean filter on the classifier's own row. `evidence_steer` is the
+default of `instance`: evidence adds up over looks, rejects, and says what is drawn;
+`evidence_reject` draws all alike; `screened` begins with a screening of four looks. `own_loss`,
+`prototype` and `mask_loss` do the same by one source alone, `..._once` by one look. Where a mode
+costs another time than `paste_all`, measured in turn, `<arm>@wall` repeats it with as many steps as
+fit the time of `paste_all`.
 
 `<name>_p_<arm>` are corrected for the number of arms. `defect_recall`, `recall_<kind>` and
 `good_lost_<group>` count draws, `instance_...` count instances of the pool by their last verdict.
