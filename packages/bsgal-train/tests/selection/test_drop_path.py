@@ -17,6 +17,10 @@ from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.selection import Selected, build_selection
 
 
+# Of a handful of real objects, and one look, no more can be said.
+SETTINGS = {"instance": ("selection.min_looks=1", "selection.alpha=0.4")}
+
+
 def first_step(
     recipe: Recipe,
     mode: str,
@@ -24,7 +28,9 @@ def first_step(
     reference: ClassMatchedReference,
     samples: list[TrainingSample],
 ) -> Selected:
-    recipe = recipe.override(f"selection.mode={mode}", f"detector.drop_path={drop_path}")
+    recipe = recipe.override(
+        f"selection.mode={mode}", f"detector.drop_path={drop_path}", *SETTINGS.get(mode, ())
+    )
     torch.manual_seed(0)
     detector: Any = build_detector(recipe.detector, n_classes=3)
     for name, p in detector.named_parameters():

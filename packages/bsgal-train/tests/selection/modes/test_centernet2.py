@@ -27,6 +27,8 @@ def test_mode(mode: str, tiny_recipe: Recipe, tmp_path: Path) -> None:
         f"schedule.n_steps={1 if mode == 'oracle' else 3}",
         "data.val_json=",
         f"selection.mode={mode}",
+        # Of a handful of real objects, and one look, no more can be said.
+        *(("selection.min_looks=1", "selection.alpha=0.4") if mode == "instance" else ()),
     )
 
     train(recipe, tmp_path)
