@@ -16,7 +16,6 @@ from bsgal_train.recipe import Recipe
 from bsgal_train.run_folder.decision_log import read_decisions
 from bsgal_train.selection import Selected, build_selection
 
-
 # Of a handful of real objects, and one look, no more can be said.
 SETTINGS = {"instance": ("selection.min_looks=1", "selection.alpha=0.4")}
 

@@ -1,7 +1,7 @@
 """From a place in the run to a training sample.
 
 A pool that is pasted from has the data's categories by then: they are matched by name, in
-`InstancePool.match` of bsgal-paste, which `engine.assembly` calls.
+`data.pool`.
 """
 
 from __future__ import annotations

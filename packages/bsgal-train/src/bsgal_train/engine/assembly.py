@@ -1,6 +1,6 @@
 """From a recipe to the steps of its run: data, pool, detector, optimizer and selection.
 
-The pool's categories are matched to the data's here, by name: `InstancePool.match` of bsgal-paste.
+The pool's categories are matched to the data's in `data.pool`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from bsgal_train.data import (
     build_train_loader,
     compute_repeat_factors,
 )
+from bsgal_train.data.pool import open_pool
 from bsgal_train.data.skipped_files import SkippedFiles
 from bsgal_train.detector import (
     best_device,
@@ -190,11 +191,7 @@ def _matched_pool(recipe: Recipe, annotations: LvisAnnotations) -> InstancePool 
             recipe.paste.pool,
         )
         return None
-    with processes.first_before_others():
-        # The first use of a large pool writes its index.
-        pool = InstancePool.open(recipe.paste.pool).match(annotations.categories)
-    logger.info("pool: %d instances of %d categories", len(pool), len(pool.category_ids))
-    return pool
+    return open_pool(recipe.paste.pool, annotations)
 
 
 def _steered_draws(recipe: Recipe, pool: InstancePool | None, steering: Steering) -> SteeredDraws:

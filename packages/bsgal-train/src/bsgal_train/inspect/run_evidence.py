@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bsgal_paste import InstancePool
 from bsgal_score import EvidenceTable
 from bsgal_train.annotations.paths import DataPaths
+from bsgal_train.data.pool import open_pool
 from bsgal_train.recipe import Recipe
 from bsgal_train.recipe.library import load_recipe
 from bsgal_train.run_folder.checkpoint import CheckpointFolder
@@ -39,7 +39,7 @@ def run_evidence(run: str | Path) -> EvidenceTable:
     if state is None:
         raise ValueError(f"{run} has no checkpoint yet; one is written as training goes on")
     annotations = DataPaths.of(recipe.data).load_training()
-    pool = InstancePool.open(recipe.paste.pool).match(annotations.categories)
+    pool = open_pool(recipe.paste.pool, annotations)
     stored = state.states["selection"]["scoring"]["evidence"]
     before = recipe.selection.evidence
     evidence = InstanceEvidence(
