@@ -446,10 +446,6 @@ def test_two_processes_equal_one_with_all_looks():
     assert "'loss' must be finite, or NaN for none, got inf" in results[1]["raised"][1]
 
 
-if __name__ == "__main__":
-    work(sys.argv[1], int(sys.argv[2]))
-
-
 def test_an_earlier_table_counts_where_it_is_made_of_more_looks() -> None:
     def table(ids: list[str], looks: list[int], p: float, verdict: str) -> EvidenceTable:
         n = len(ids)
@@ -470,3 +466,7 @@ def test_an_earlier_table_counts_where_it_is_made_of_more_looks() -> None:
     assert now.verdicts.tolist() == ["accept"] * 3
     other = EvidenceTable(["a"], np.array([9]), {}, np.array([0.2]), np.array(["accept"]), 0.05, 2)
     assert np.isnan(now.or_before(other).evidence["loss"][0])
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], int(sys.argv[2]))

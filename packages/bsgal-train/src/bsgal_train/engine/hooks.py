@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import PickleError
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -180,7 +181,8 @@ def _storable(name: str, state: dict[str, Any]) -> dict[str, Any]:
         torch.save(state, buffer)
         buffer.seek(0)
         torch.load(buffer, weights_only=True)
-    except Exception as error:
+    # What pickling and its counterpart raise of types that they do not take.
+    except (AttributeError, PickleError, RuntimeError, TypeError, ValueError) as error:
         raise TypeError(
             f"the state of the hook {name} must be numbers, text and tensors in lists and "
             f"dictionaries, so that a checkpoint can give it back: {error}"

@@ -8,6 +8,7 @@ import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -30,6 +31,11 @@ __all__ = ["screen"]
 logger = logging.getLogger(__name__)
 
 _SAVE_EVERY_S = 30.0
+
+_DAMAGED = (
+    AttributeError, EOFError, LookupError, RuntimeError, TypeError, UnpicklingError, ValueError
+)  # fmt: skip
+"""What reading a file raises that is not whole."""
 
 
 def screen(
@@ -201,7 +207,8 @@ class _Beginning:
             return None
         try:
             state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
-        except Exception as error:
+        # A disk that fails, or too little memory, is no reason to throw away what was seen.
+        except _DAMAGED as error:
             raise ValueError(
                 f"{self.path}, from which to go on, cannot be read ({error}); delete it to begin "
                 "anew"
